@@ -1,0 +1,41 @@
+# make demo   fuse, verify and report on a FastViT variant
+# make test   lint, types and tests
+# Both make .venv on first use; PYTHON chooses the interpreter (3.10 or later).
+
+PYTHON ?= python3
+MODEL ?= fastvit_t8
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip
+APP := .venv/.installed-app
+TEST := .venv/.installed-test
+
+.PHONY: demo test lint clean
+
+demo: $(APP)
+	$(BIN)/fastvit fuse $(MODEL) -o out/$(MODEL).onnx -o out/$(MODEL).safetensors \
+	    --report out/$(MODEL).json
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# torch and torchvision come first and alone, so that one choice of their build (CPU,
+# CUDA, a local wheel) holds for everything that depends on them.
+$(APP): pyproject.toml | $(BIN)/python
+	$(PIP) install torch torchvision
+	$(PIP) install -e .
+	@mkdir -p out && touch $@
+
+$(TEST): pyproject.toml $(APP)
+	$(PIP) install -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist out *.egg-info
