@@ -49,7 +49,7 @@ _APPLE_PLACES = {"proj": "downsample.proj", "pe": "pos_emb.pos_enc", None: "bloc
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identified:
     """What a state dict's shapes say about the model that it came from.
 
     Attributes:
@@ -98,7 +98,7 @@ def in_timm_layout(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]
     return dict(state), "timm"
 
 
-def identify(state: Mapping[str, Tensor]) -> Identity | None:
+def identify(state: Mapping[str, Tensor]) -> Identified | None:
     """The variant whose train-form tensors these are, by name and shape, if any.
 
     Args:
@@ -117,7 +117,7 @@ def identify(state: Mapping[str, Tensor]) -> Identity | None:
             continue
         candidate = replace(config, num_classes=num_classes or 0, in_chans=in_chans)
         if _expected_shapes(candidate, has_tail) == shapes:
-            return Identity(variant, num_classes if has_tail else None, in_chans)
+            return Identified(variant, num_classes if has_tail else None, in_chans)
     return None
 
 

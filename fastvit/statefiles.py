@@ -10,6 +10,7 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,23 @@ def _read_pickle(path: Path) -> Any:
     try:
         # Training scripts store their arguments beside the weights; a Namespace is
         # data, setting its attributes runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        allowed = torch.serialization.safe_globals([argparse.Namespace])
+        with allowed, warnings.catch_warnings():
+            # A TorchScript archive is warned about, then refused: once is enough.
+            warnings.filterwarnings("ignore", message=".*TorchScript archive")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from error
+    except MemoryError:
+        raise
     except Exception as error:
         # The unpickler meets random bytes before it knows that they are no pickle, so
         # that damage shows as any kind of exception (KeyError, EOFError, …).
         if "TorchScript" in str(error):
             hint = "Save the state dict of the model instead of its program."
             raise CorruptFile(f"{path} is a TorchScript program.", hint=hint) from error
-        raise CorruptFile(f"{path} is damaged.", hint=_DOWNLOAD_AGAIN) from error
+        message = f"{path} is damaged: torch meets a {type(error).__name__} in it."
+        raise CorruptFile(message, hint=_DOWNLOAD_AGAIN) from error
 
 
 def _refused(path: Path, reason: str) -> WeightsError:

@@ -74,11 +74,9 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadedWeight
         load_state_dict_strictly(model, state, **words)
         return LoadedWeights("own", metadata=metadata)
     state, layout = in_timm_layout(without_wrappers(state, model.state_dict()))
-    ignored: tuple[str, ...] = ()
-    fitted = state
-    if isinstance(model, FastViTBackbone):
-        ignored = tuple(name for name in state if name.startswith(TAIL))
-        fitted = {name: state[name] for name in state if name not in set(ignored)}
+    left_out = TAIL if isinstance(model, FastViTBackbone) else ()
+    ignored = tuple(name for name in state if name.startswith(left_out))
+    fitted = {k: v for k, v in state.items() if not k.startswith(left_out)}
     try:
         load_state_dict_strictly(model, fitted, **words)
     except FusedCheckpoint:
@@ -129,18 +127,13 @@ def load_state_dict_strictly(
         if name in state and not _fits(state[name], own[name])
     ]
     if missing or unexpected or misshapen:
-        kind, verb, hint = KeyMismatch, "does not fit", _OTHER_MODEL_HINT
+        lists = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+        name = type(model).__name__
         if form in _FUSED_FORMS or _is_fused(unexpected):
-            kind, hint = FusedCheckpoint, _FUSED_HINT
-            verb = "is a fused (deploy-form) checkpoint and does not fit the train-form"
-        message = f"{source} {verb} {type(model).__name__}"
-        raise kind(
-            message,
-            missing=missing,
-            unexpected=unexpected,
-            misshapen=misshapen,
-            hint=hint,
-        )
+            message = f"{source} is a fused (deploy-form) checkpoint, not {name}'s own"
+            raise FusedCheckpoint(message, **lists, hint=_FUSED_HINT)
+        message = f"{source} does not fit {name}"
+        raise KeyMismatch(message, **lists, hint=_OTHER_MODEL_HINT)
     model.load_state_dict({**own, **state}, strict=True)
 
 
