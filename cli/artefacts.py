@@ -1,0 +1,75 @@
+"""Outputs of a command: checked before the long work, written after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
+from fastvit_cli.exporters import WRITERS, Artefact, onnx_can_run
+from fastvit_cli.files import check_writable
+
+SUFFIXES = {"--output": tuple(WRITERS), "--report": (".json",)}
+
+
+def plan(outputs: Sequence[str], reports: Sequence[str]) -> tuple[list[Path], ...]:
+    """The paths of outputs and of reports, each of which can be written.
+
+    Raises:
+        BadInput: a suffix is not known, two are one file, or a place is not writable.
+    """
+    seen: set[Path] = set()
+    for option, texts in (("--output", outputs), ("--report", reports)):
+        for path in map(Path, texts):
+            check_writable(path, option)
+            _check_suffix(path, option)
+            if path.resolve() in seen:
+                raise BadInput(f"{option} {path} is given twice.", hint="Give it once.")
+            seen.add(path.resolve())
+    return [Path(text) for text in outputs], [Path(text) for text in reports]
+
+
+def check_dtype(outputs: Sequence[Path], dtype: str) -> None:
+    """Refuse early what could not be checked after it was written.
+
+    Raises:
+        BadInput: an .onnx is asked for in a dtype that onnxruntime cannot run.
+    """
+    onnx = [path for path in outputs if path.suffix == ".onnx"]
+    if onnx and not onnx_can_run(dtype):
+        raise BadInput(
+            f"{onnx[0]}: onnxruntime's CPU provider cannot run convolutions in "
+            f"{dtype}, so the file could not be checked.",
+            hint="Use --dtype float32 for ONNX, or write a .pt2.",
+        )
+
+
+def write(artefact: Artefact, path: Path, temporary: Path) -> dict[str, Any]:
+    """Write one output under its temporary name and say what it is.
+
+    Raises:
+        JobFailed: it could not be written, or does not compute the same.
+        BadInput: see `Artefact.program`.
+    """
+    try:
+        facts = WRITERS[path.suffix](artefact, temporary)
+        content = temporary.read_bytes()
+    except Stop as error:
+        raise type(error)(f"{path}: {error}", hint=error.hint) from error
+    except Exception as error:
+        raise JobFailed(f"{path} could not be written: {summary(error)}.") from error
+    digest = hashlib.sha256(content).hexdigest()
+    return {"path": str(path), **facts, "bytes": len(content), "sha256": digest}
+
+
+def _check_suffix(path: Path, option: str) -> None:
+    known = SUFFIXES[option]
+    if path.suffix in known:
+        return
+    if (option, path.suffix) == ("--report", ".html"):
+        problem = "HTML reports are not supported in this version"
+    else:
+        problem = f"{path.suffix!r} says no format" if path.suffix else "no suffix"
+    raise BadInput(f"{option} {path}: {problem}.", hint=f"Use {' or '.join(known)}.")

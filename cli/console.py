@@ -1,0 +1,108 @@
+"""Where output goes: results on stdout, progress and errors on stderr.
+
+With `--json -`, stdout is for machines alone and people's output goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from fastvit_cli.errors import BadInput
+from fastvit_cli.files import all_or_nothing, check_writable
+from rich.console import Console
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Screen:
+    """The consoles of one command, and where its JSON goes."""
+
+    people: Console
+    progress: Console
+    json_target: str | None
+    debug: bool = False
+
+    @contextmanager
+    def working(self, title: str) -> Iterator[Stage]:
+        """A spinner that names the stage, on a terminal; nothing elsewhere.
+
+        What foreign code prints meanwhile goes to stderr, so that stdout stays clean.
+        """
+        with redirect_stdout(sys.stderr):
+            if not self.progress.is_terminal:
+                yield lambda stage: None
+                return
+            with self.progress.status(title) as status:
+                yield lambda stage: status.update(f"{title}: {stage}")
+
+    def emit(self, document: dict[str, Any]) -> None:
+        """Write the command's JSON where `--json` says, if it was given.
+
+        Raises:
+            OSError: the file could not be written.
+        """
+        if self.json_target is None:
+            return
+        text = to_json(document)
+        if self.json_target == "-":
+            sys.stdout.write(text)
+            return
+        with all_or_nothing([Path(self.json_target)]) as (temporary,):
+            temporary.write_text(text, encoding="utf-8")
+
+
+def open_screen(json_target: str | None, *, quiet: bool, debug: bool = False) -> Screen:
+    """The screen of one command.
+
+    Raises:
+        BadInput: the file for JSON cannot be written.
+    """
+    if json_target == "":
+        raise BadInput("--json needs a file name, or - for the standard output.")
+    if json_target not in (None, "-"):
+        check_writable(Path(json_target), "--json")
+    stream = sys.stderr if json_target == "-" else sys.stdout
+    return Screen(
+        people=console(stream, quiet=quiet),
+        progress=console(sys.stderr, quiet=quiet),
+        json_target=json_target,
+        debug=debug,
+    )
+
+
+def console(stream: TextIO, *, quiet: bool = False) -> Console:
+    """A console that is plain when not on a terminal, or when NO_COLOR is set."""
+    no_color = bool(os.environ.get("NO_COLOR"))
+    return Console(
+        file=stream,
+        quiet=quiet,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        no_color=no_color,
+        color_system=None if no_color else "auto",
+    )
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Strict JSON; numbers that JSON has no word for become null."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

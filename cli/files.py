@@ -1,0 +1,70 @@
+"""Writing files whole or not at all, and finding out early that they cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastvit_cli.errors import BadInput
+
+
+@contextmanager
+def all_or_nothing(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary names beside `paths`, renamed when the block ends well.
+
+    The names keep their suffix, which some writers insist on. After an error, or
+    Ctrl-C, nothing is left of them and `paths` are as before.
+
+    Raises:
+        OSError: a file could not be renamed.
+    """
+    finals = [Path(os.path.realpath(path)) for path in paths]
+    token = secrets.token_hex(4)
+    temporary = [
+        path.with_name(f".{path.stem}.{token}{path.suffix}") for path in finals
+    ]
+    try:
+        yield temporary
+        for source, target in zip(temporary, finals):
+            os.replace(source, target)
+    finally:
+        for path in temporary:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Make sure that a file can appear at `path`, by making one beside it.
+
+    Raises:
+        BadInput: it is a directory, or its directory is missing or not writable.
+    """
+    if path.is_dir():
+        raise BadInput(
+            f"{option} {path} is a directory.", hint="Name a file inside it."
+        )
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise BadInput(
+            f"{option} {path}: there is no directory {path.parent}.",
+            hint=f"Create it (mkdir -p {path.parent}) or name another place.",
+        )
+    try:
+        with all_or_nothing([path]) as (probe,):
+            probe.touch(exist_ok=False)
+            raise _Probed
+    except _Probed:
+        return
+    except OSError as error:
+        raise BadInput(
+            f"{option} {path} cannot be written: {error.strerror}.",
+            hint="Name a place where you may create files.",
+        ) from error
+
+
+class _Probed(Exception):
+    """Ends the block before the rename, so that the probe is removed."""

@@ -1,0 +1,151 @@
+"""Options that commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+from fastvit_cli.card import package_version
+from fastvit_cli.errors import BadInput
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastvit {package_version()} (torch {package_version('torch')})")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        callback=_show_version,
+        is_eager=True,
+        help="Show the version and exit.",
+    ),
+]
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="FILE|-",
+        help="Write the result as JSON; - is the standard output.",
+        rich_help_panel="Common",
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Print nothing but errors.", rich_help_panel="Common"
+    ),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", help="Show a traceback on errors.", rich_help_panel="Common"
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Checkpoint to load: .safetensors, .pth, .pt, .pth.tar or .bin.",
+        rich_help_panel="Model",
+    ),
+]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Argument of the model's factory, as num_classes=10; repeatable.",
+        rich_help_panel="Model",
+    ),
+]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="Ask timm or torchvision for their weights.",
+        rich_help_panel="Model",
+    ),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CxHxW",
+        help="Input of the model (default: the model's own).",
+        rich_help_panel="Model",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(help="Seed of random weights and inputs.", rich_help_panel="Model"),
+]
+Device = Annotated[
+    str, typer.Option(help="Where to run: cpu, cuda, …", rich_help_panel="Model")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(DTYPES)} (default: the model's own).",
+        rich_help_panel="Model",
+    ),
+]
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    """`3x256x256` as numbers.
+
+    Raises:
+        BadInput: it does not have that form.
+    """
+    found = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip().lower())
+    sizes = tuple(int(part) for part in found.groups()) if found else ()
+    if len(sizes) != 3 or not all(sizes):
+        raise BadInput(
+            f"--input-size {text!r} is not a size.",
+            hint="Give channels, height and width, as in 3x256x256.",
+        )
+    return sizes
+
+
+def parse_model_args(texts: list[str] | None) -> dict[str, Any]:
+    """`key=value` texts as keyword arguments; values are Python literals or words.
+
+    Raises:
+        BadInput: a text has another form, or a key comes twice.
+    """
+    args: dict[str, Any] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise BadInput(
+                f"--model-arg {text!r} is not key=value.",
+                hint="Write it as in --model-arg num_classes=10.",
+            )
+        if key in args:
+            raise BadInput(f"--model-arg {key} is given twice.", hint="Give it once.")
+        args[key] = _literal(text, value)
+    return args
+
+
+def _literal(text: str, value: str) -> Any:
+    if re.fullmatch(r"[A-Za-z_][\w.:/-]*", value) and value not in KEYWORDS:
+        return value  # a bare word is itself, as in act_layer=relu
+    try:
+        parsed = KEYWORDS[value] if value in KEYWORDS else ast.literal_eval(value)
+        json.dumps(parsed)  # artefacts record it
+        return parsed
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise BadInput(
+            f"--model-arg {text!r}: {value!r} is not a Python literal.",
+            hint="Numbers, words, True, None, [1, 2] and 'text in quotes' are.",
+        ) from error
+
+
+KEYWORDS = {"True": True, "False": False, "None": None, "true": True, "false": False}

@@ -1,0 +1,299 @@
+"""MODEL, on every command: from the text and the options to a model ready to run."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import catalogue, programs
+from fastvit_cli.builders import (
+    BUILDERS,
+    Built,
+    ModelOptions,
+    refuse_factory_options,
+    unknown,
+)
+from fastvit_cli.card import Card
+from fastvit_cli.errors import BadInput, summary
+from fastvit_cli.options import DTYPES
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.export import ExportedProgram
+
+CHECKPOINTS = (".pth", ".pt", ".pth.tar", ".bin")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in eval mode on its device, with example inputs of batch 1."""
+
+    name: str
+    model: nn.Module | ExportedProgram
+    inputs: tuple[Tensor, ...]
+    card: Card
+    dtype: str
+    device: str
+    notes: tuple[str, ...] = ()
+    dynamic_batch: bool = True
+
+
+def load(text: str, options: ModelOptions) -> Loaded:
+    """The model that MODEL names, with its weights, in eval mode.
+
+    Raises:
+        BadInput: the text, an option or a file is at fault.
+    """
+    import torch
+
+    text, options = split_weights(text, options)
+    form = classify(text)
+    _check_device(options.device)
+    torch.manual_seed(options.seed)
+    random.seed(options.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        built = _build(form, text, options)
+    if options.weights is not None:
+        built = _with_weights(built, options.weights)
+    built = _placed(text, built, options)
+    inputs = _inputs(built, options)
+    loaded = Loaded(
+        name=text,
+        model=built.model,
+        inputs=inputs,
+        card=_sized(built.card, inputs),
+        dtype=str(inputs[0].dtype).removeprefix("torch."),
+        device=options.device,
+        notes=built.notes,
+        dynamic_batch=built.dynamic_batch,
+    )
+    _try_once(loaded)
+    return loaded
+
+
+def split_weights(text: str, options: ModelOptions) -> tuple[str, ModelOptions]:
+    """`MODEL@FILE` as MODEL and the options with FILE as its weights.
+
+    Raises:
+        BadInput: `--weights` names another file.
+    """
+    model, sign, weights = text.rpartition("@")
+    if not sign or not model or not weights or os.path.exists(text):
+        return text, options
+    if options.weights is not None:
+        raise BadInput(
+            f"{text} has its weights behind the @, and --weights is given as well.",
+            hint="Leave one of them out.",
+        )
+    return model, replace(options, weights=weights)
+
+
+def classify(text: str) -> str:
+    """Which form of MODEL a text is: a row of the builders' table, or `artefact`.
+
+    Raises:
+        BadInput: it is none of them.
+    """
+    suffix = Path(text).suffix
+    if text.startswith("timm:"):
+        return "timm"
+    if text.startswith("torchvision:"):
+        return "torchvision"
+    if suffix == ".pt2":
+        return "program"
+    if suffix == ".safetensors":
+        return "artefact"
+    if suffix == ".onnx":
+        raise BadInput(
+            f"{text} is an ONNX graph, which this version cannot take as a model.",
+            hint="Give the PyTorch model it was exported from, or a .pt2.",
+        )
+    if ":" in text:
+        return "factory"
+    if text in catalogue.fastvit_names():
+        return "fastvit"
+    if text.endswith(".py"):
+        raise BadInput(
+            f"{text} is a file without a callable.",
+            hint=f"Name the factory in it: {text}:build.",
+        )
+    if text.endswith(CHECKPOINTS):
+        raise BadInput(
+            f"{text} is a checkpoint, which does not say what model it belongs to.",
+            hint=f"Name the model and add --weights {text}.",
+        )
+    raise unknown(text)
+
+
+def _build(form: str, text: str, options: ModelOptions) -> Built:
+    if form != "artefact":
+        return BUILDERS[form](text, options)
+    return _from_artefact(text, options)
+
+
+def _from_artefact(text: str, options: ModelOptions) -> Built:
+    """A file that this project wrote: its source built again, its weights loaded."""
+    import torch
+
+    from fastvit import weights
+
+    refuse_factory_options(text, options)
+    state, metadata = _reading(lambda: weights.read_state_dict(text))
+    try:
+        card = Card.from_metadata(metadata)
+    except ValueError as error:
+        raise BadInput(
+            f"{text} is not a file that this project wrote: {error}.",
+            hint=f"Name the model that it belongs to and add --weights {text}.",
+        ) from error
+    source = replace(options, args=card.args)
+    built = BUILDERS[classify(card.source)](card.source, source)
+    model = built.model
+    if card.form == "fused":
+        model = _fused(built, card)
+    floating = [value.dtype for value in state.values() if value.is_floating_point()]
+    model = model.to(floating[0] if floating else torch.float32)
+    _reading(lambda: weights.load_state_dict_strictly(model, state, source=text))
+    return replace(built, model=model, card=card, notes=())
+
+
+def _fused(built: Built, card: Card) -> Any:
+    """The structure that the compiler gives to the card's source."""
+    import torch
+
+    import repcompiler as rc
+
+    model = built.model
+    if hasattr(model, "eval") and built.inputs is None:
+        model = model.eval()
+    inputs = built.inputs or (torch.zeros(1, *card.input_size),)
+    return rc.fuse(
+        model, example_inputs=inputs, verify=False, capture=card.capture
+    ).model
+
+
+def _with_weights(built: Built, path: str) -> Built:
+    from fastvit import weights
+
+    result = _reading(lambda: weights.load_weights(built.model, path))
+    card = replace(built.card, weights={"origin": "file", "file": path})
+    try:
+        theirs = Card.from_metadata(result.metadata)
+    except ValueError:
+        return replace(built, card=card)
+    # A file of this project says more: random weights stay random under any name.
+    origin = theirs.weights if theirs.weights["origin"] == "random" else card.weights
+    names = theirs.class_names or card.class_names
+    return replace(built, card=replace(card, weights=origin, class_names=names))
+
+
+def _reading(read: Any) -> Any:
+    """What `read` returns, with errors about files as bad input.
+
+    Raises:
+        BadInput: the file is missing, damaged, unsafe or another model's.
+    """
+    from fastvit.errors import WeightsError
+
+    try:
+        return read()
+    except WeightsError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        raise BadInput(
+            f"{error.filename} cannot be read: {error.strerror}.",
+            hint="Check the path and its permissions.",
+        ) from error
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(
+            f"--device {device} cannot be used here: {summary(error, 120)}.",
+            hint="Use --device cpu, or a machine and a build of torch that have it.",
+        ) from error
+    if kind == "meta":
+        raise BadInput("--device meta holds no numbers.", hint="Use --device cpu.")
+
+
+def _placed(text: str, built: Built, options: ModelOptions) -> Built:
+    """The model on its device, in its dtype, in eval mode."""
+    import torch
+    from torch import nn
+
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise BadInput(
+            f"--dtype {options.dtype} is not known.",
+            hint=f"One of {', '.join(DTYPES)}.",
+        )
+    model = built.model
+    if isinstance(model, nn.Module):
+        dtype = getattr(torch, options.dtype) if options.dtype else None
+        moved = model.to(device=options.device, dtype=dtype)
+        return replace(built, model=moved.eval())
+    own = programs.floating_dtype(model)
+    if options.dtype not in (None, own):
+        raise BadInput(
+            f"{text} is an exported program in {own}, and cannot be cast.",
+            hint="Export it in the other dtype, or leave --dtype out.",
+        )
+    if torch.device(options.device).type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        model = move_to_device_pass(model, options.device)
+    return replace(built, model=model)
+
+
+def _inputs(built: Built, options: ModelOptions) -> tuple[Tensor, ...]:
+    import torch
+
+    if built.inputs is not None and options.input_size is None:
+        return tuple(value.to(options.device) for value in built.inputs)
+    size = options.input_size or built.card.input_size
+    generator = torch.Generator().manual_seed(options.seed)
+    image = torch.randn(1, *size, generator=generator)
+    return (image.to(device=options.device, dtype=_dtype_of(built.model)),)
+
+
+def _dtype_of(model: Any) -> Any:
+    import torch
+
+    tensors = [*model.parameters(), *model.buffers()]
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
+def _sized(card: Card, inputs: tuple[Tensor, ...]) -> Card:
+    size = list(inputs[0].shape[1:])
+    return replace(card, preprocessing={**card.preprocessing, "input_size": size})
+
+
+def _try_once(loaded: Loaded) -> None:
+    """Run the model once, so that a wrong size is known before the long work.
+
+    Raises:
+        BadInput: the model does not take the input.
+    """
+    import torch
+
+    model: Any = loaded.model
+    run = model if isinstance(model, torch.nn.Module) else model.module()
+    try:
+        with torch.no_grad():
+            run(*loaded.inputs)
+    except Exception as error:
+        size = "x".join(str(side) for side in loaded.card.input_size)
+        raise BadInput(
+            f"{loaded.name} cannot take an input of {size} in {loaded.dtype}: "
+            f"{summary(error)}.",
+            hint="Give the size that it takes with --input-size CxHxW.",
+        ) from error

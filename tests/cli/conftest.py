@@ -1,0 +1,128 @@
+"""Running the command in this process, against the real compiler or a stand-in."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastvit_cli import main
+from reports import make_report
+
+import repcompiler as rc
+from repcompiler.report import FuseReport
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=5, width=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+class Small(Net):
+    input_size = (3, 16, 16)
+
+def build(num_classes=5, width=4):
+    return Small(num_classes, width)
+
+def undeclared():
+    return Net()
+
+def branching():
+    class Branching(Small):
+        def forward(self, x):
+            if x.sum() > 0:
+                return super().forward(x)
+            raise_on = list(range(int(x.mean().item() * 0) + 1))
+            return super().forward(x) * len(raise_on) * 2
+    return Branching()
+
+def fails():
+    raise ValueError("no such backbone\\nsecond line")
+
+def number():
+    return 7
+
+constant = 3
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error.
+
+        Raises:
+            AssertionError: it is not one line.
+        """
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+@pytest.fixture
+def fastvit(capsys) -> Callable[..., Result]:
+    """Runs `fastvit ARGS…` in this process."""
+
+    def run(*args: object) -> Result:
+        capsys.readouterr()
+        code = main.run([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+@pytest.fixture
+def net(folder) -> str:
+    """A MODEL that builds in no time, from a file in the working directory."""
+    (folder / "net.py").write_text(textwrap.dedent(NET))
+    return "net.py:build"
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> Callable[..., list[dict]]:
+    """Replaces the compiler by one that fuses nothing and reports what it is told."""
+
+    def install(report: FuseReport | None = None, error: Exception | None = None):
+        calls: list[dict] = []
+
+        def fuse(model, **options):
+            calls.append({"model": model, **options})
+            if error is not None:
+                raise error
+            captured = torch.fx.symbolic_trace(copy.deepcopy(model))
+            return SimpleNamespace(model=captured, report=report or make_report())
+
+        monkeypatch.setattr(rc, "fuse", fuse)
+        return calls
+
+    return install
