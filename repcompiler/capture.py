@@ -1,0 +1,308 @@
+"""From a module to one FX graph that computes the same: two doors, one check.
+
+`symbolic_trace` keeps names and dynamic sizes and is tried first; `torch.export` opens
+what it cannot, with every size left dynamic that the model leaves dynamic. A capture is
+compared with the module on fresh random weights before anything else relies on it, since
+tracing can be silently wrong. `normalise` then brings both doors' graphs to one form.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import GraphModule
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+from repcompiler.errors import CaptureError, NotEval, UnsupportedInput
+from repcompiler.lift import is_hooked
+from repcompiler.normalise import Clean, clean
+
+Model = nn.Module | torch.export.ExportedProgram
+DOORS = ("symbolic_trace", "export")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One graph in normal form.
+
+    Attributes:
+        module: the graph; it shares parameters with the model it came from.
+        door: `symbolic_trace`, `export`, `graph_module` or `exported_program`.
+        exact: float64 values of constants that were folded, by attribute name.
+        frozen: attributes that the graph itself writes, which are no constants.
+        mutated: nodes that are written in place in a way that could not be undone.
+        inputs: the example inputs, flat, in the order of the placeholders; or None.
+        notes: sentences for the report.
+    """
+
+    module: GraphModule
+    door: str
+    exact: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    frozen: frozenset[str] = frozenset()
+    mutated: frozenset[fx.Node] = frozenset()
+    inputs: tuple[Any, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+
+class _Tracer(fx.Tracer):
+    """Leaves are torch.nn's own modules, and modules whose call does more than forward."""
+
+    trace_asserts = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if parametrize.is_parametrized(m):
+            return False
+        return is_hooked(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def capture(
+    model: Model, example_inputs: Sequence[Any] | None = None, *, door: str = "auto"
+) -> GraphModule:
+    """The model as one FX graph in normal form: functional, folded, without guards.
+
+    Args:
+        model: a module in eval mode, a graph module or an exported program.
+        example_inputs: positional inputs; `torch.export` and the check need them.
+        door: `auto`, `symbolic_trace` or `export`.
+
+    Raises:
+        NotEval: the model or a norm inside it is in train mode.
+        CaptureError: no door opened, or what was captured computes something else.
+    """
+    return run_capture(model, example_inputs, door=door, check=True).module
+
+
+def run_capture(
+    model: Model,
+    example_inputs: Sequence[Any] | None,
+    *,
+    door: str,
+    check: bool,
+) -> Captured:
+    """`capture`, with everything the later stages need."""
+    inputs = None if example_inputs is None else tuple(example_inputs)
+    if isinstance(model, torch.export.ExportedProgram):
+        return _finish(_program_module(model), "exported_program", inputs)
+    if not isinstance(cast(object, model), nn.Module):
+        raise UnsupportedInput(
+            f"Cannot fuse a {type(model).__name__}.",
+            hint="Pass an nn.Module, an fx.GraphModule or an ExportedProgram.",
+        )
+    require_eval(model)
+    if isinstance(model, GraphModule):
+        graph = copy.deepcopy(model.graph)
+        return _finish(GraphModule(model, graph), "graph_module", inputs)
+    return _through_doors(model, inputs, door, check)
+
+
+def require_eval(model: nn.Module) -> None:
+    """Raise `NotEval` with the names of the modules that are in train mode."""
+    names = [name or "the model itself" for name, m in model.named_modules() if m.training]
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        raise NotEval(
+            f"In train mode: {shown}.", hint="Call model.eval() before fusing."
+        )
+
+
+def _through_doors(
+    model: nn.Module, inputs: tuple[Any, ...] | None, door: str, check: bool
+) -> Captured:
+    if door not in ("auto", *DOORS):
+        raise UnsupportedInput(
+            f"Unknown capture door {door!r}.", hint="Use auto, symbolic_trace or export."
+        )
+    failures: list[str] = []
+    for name in DOORS if door == "auto" else (door,):
+        try:
+            module = _OPEN[name](model, inputs)
+        except CaptureError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        if not check or inputs is None or same_function(model, module, inputs):
+            return _finish(module, name, inputs)
+        failures.append(f"{name}: the graph computes something else than the module")
+    hint = (
+        "Pass example_inputs, so that torch.export can be tried."
+        if inputs is None
+        else "Fuse the submodules that can be captured one by one."
+    )
+    raise CaptureError("Cannot capture the model. " + "; ".join(failures) + ".", hint=hint)
+
+
+def _finish(module: GraphModule, door: str, inputs: tuple[Any, ...] | None) -> Captured:
+    flat = None if inputs is None else tuple(pytree.tree_leaves(list(inputs)))
+    if inputs is not None and not _is_flattened(module):
+        flat = inputs
+    cleaned: Clean = clean(module)
+    return Captured(
+        module=cleaned.module,
+        door=door,
+        exact=cleaned.exact,
+        frozen=cleaned.frozen,
+        mutated=cleaned.mutated,
+        inputs=flat,
+        notes=cleaned.notes,
+    )
+
+
+def _is_flattened(module: GraphModule) -> bool:
+    return isinstance(module.graph._codegen, fx.graph._PyTreeCodeGen)
+
+
+def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
+    """Trace with proxies; if that fails, once more with default arguments bound."""
+    errors: list[BaseException] = []
+    for arguments in (None, _defaults(model, inputs)):
+        if arguments == {} and errors:
+            break
+        try:
+            tracer = _Tracer()
+            graph = tracer.trace(model, concrete_args=arguments)
+            return GraphModule(tracer.root, graph, type(model).__name__)
+        except Exception as error:  # noqa: BLE001 - the model's own code runs here
+            errors.append(error)
+    raise CaptureError(_first_line(errors[0]))
+
+
+def _defaults(model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, Any]:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    given = len(inputs) if inputs is not None else 0
+    return {
+        p.name: p.default
+        for index, p in enumerate(parameters)
+        if index >= given
+        and p.default is not inspect.Parameter.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
+    if inputs is None:
+        raise CaptureError("needs example_inputs")
+    errors: list[BaseException] = []
+    for args, shapes in _export_attempts(inputs):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    model, args, dynamic_shapes=shapes, strict=False
+                )
+                return _program_module(program)
+        except Exception as error:  # noqa: BLE001 - the model's own code runs here
+            errors.append(error)
+    raise CaptureError(_first_line(errors[0]))
+
+
+def _export_attempts(
+    inputs: tuple[Any, ...],
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """Dynamic in every size, dynamic in the batch, as given; a batch of one is doubled.
+
+    torch.export takes a size of one for a constant, so a batch of one would stay one.
+    """
+    auto = torch.export.Dim.AUTO
+
+    def every(leaf: Any) -> Any:
+        return {i: auto for i in range(leaf.dim())} if isinstance(leaf, Tensor) else None
+
+    def batch(leaf: Any) -> Any:
+        return {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+    wide = pytree.tree_map(_doubled, inputs)
+    return [
+        (wide, pytree.tree_map(every, wide)),
+        (wide, pytree.tree_map(batch, wide)),
+        (inputs, None),
+    ]
+
+
+def _doubled(leaf: Any) -> Any:
+    single = isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.shape[0] == 1
+    return torch.cat([leaf, leaf]) if single else leaf
+
+
+def _program_module(program: torch.export.ExportedProgram) -> GraphModule:
+    module = program.module()
+    assert isinstance(module, GraphModule)
+    for node in module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        names = [a.name for a in schema.arguments] if schema is not None else []
+        given = dict(zip(names, node.args))
+        if given.get("training") is True or given.get("train") is True:
+            raise NotEval(
+                f"The exported program holds {node.target} in train mode.",
+                hint="Export the model after model.eval().",
+            )
+    return module
+
+
+_OPEN: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], GraphModule]] = {
+    "symbolic_trace": _symbolic,
+    "export": _export,
+}
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
+
+
+def same_function(
+    model: nn.Module, captured: GraphModule, inputs: tuple[Any, ...]
+) -> bool:
+    """Whether graph and module agree on fresh random weights, drawn anew for both.
+
+    A graph that baked in a weight, or reads a stale one, differs here. The graph runs
+    with the very parameters of a copy of the module; no number of the model changes.
+    """
+    twin = copy.deepcopy(model)
+    state = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+    randomise(state.values())
+    owned = {**dict(captured.named_parameters()), **dict(captured.named_buffers())}
+    replaced = {name: state[name] for name in owned if name in state}
+    with torch.no_grad():
+        expected = _outputs(lambda: twin(*inputs))
+        found = _outputs(
+            lambda: torch.func.functional_call(captured, replaced, inputs)
+        )
+    return len(expected) == len(found) and all(map(_close, expected, found))
+
+
+def randomise(tensors: Any) -> None:
+    """Overwrite floating tensors in place with positive, well-scaled random numbers.
+
+    Positive, so that they may serve as variances too.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in tensors:
+            if tensor.is_floating_point() and tensor.numel():
+                noise = torch.rand(tensor.shape, generator=generator) + 0.5
+                fan_in = max(1, tensor[0].numel()) if tensor.dim() > 1 else 1
+                sign = torch.randn(tensor.shape, generator=generator).sign()
+                tensor.copy_(noise if fan_in == 1 else noise * sign / fan_in**0.5)
+
+
+def _outputs(run: Callable[[], Any]) -> list[Tensor]:
+    leaves = pytree.tree_leaves(run())
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Same ops on same numbers: only kernels' own nondeterminism is allowed for."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    scale = a.double().abs().nan_to_num().amax() if a.numel() else torch.tensor(0.0)
+    limit = float(scale) * torch.finfo(a.dtype).eps * 64
+    return torch.allclose(a.double(), b.double(), rtol=0, atol=limit, equal_nan=True)

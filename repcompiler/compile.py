@@ -1,0 +1,220 @@
+"""The pipeline: one function of named lines.
+
+    capture → lift → compose → select → lower → verify → report
+
+Each stage takes what the one before it returns and adds to it; `stop_after` ends early and
+hands back the state, which is what the tests, the goldens and `--debug` look at.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+
+from repcompiler.capture import Model, run_capture
+from repcompiler.compose import compose
+from repcompiler.facts import gather
+from repcompiler.lift import Rules, lift
+from repcompiler.operators import RULES
+from repcompiler.probes import probe_shapes
+from repcompiler.record import make_report
+from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
+from repcompiler.report import FuseReport, VerifyReport
+from repcompiler.rewrite import rewrite
+from repcompiler.select import select
+from repcompiler.sizes import settle_sizes
+from repcompiler.state import State
+from repcompiler.verify import EXACT, compare, region_error, sample_batches
+
+STAGES = ("capture", "lift", "compose", "select", "lower", "verify", "report")
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """The fused model and the record of how it came about."""
+
+    model: nn.Module
+    report: FuseReport
+
+
+def fuse(
+    model: Model,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    *,
+    verify: bool = True,
+    rules: Rules | None = None,
+    capture: str = "auto",
+    progress: Callable[[str], None] | None = None,
+) -> FuseResult:
+    """Rewrite the affine parts of `model` into the cheapest ops of the same function.
+
+    Args:
+        model: an nn.Module in eval mode, an fx.GraphModule or an ExportedProgram. It is
+            not changed, and shares nothing with the result.
+        example_inputs: positional inputs. Without them only what is provable from the
+            graph alone is fused, and the whole model is not run.
+        verify: check every region and the whole model; the report says if it was skipped.
+        rules: the operator table; extend it as ``{**RULES, target: rule}``.
+        capture: `auto`, `symbolic_trace` or `export`.
+        progress: called with the name of each stage as it starts.
+
+    Returns:
+        The fused model, with the signature, dtype, device and dynamic sizes of `model`,
+        and the report.
+
+    Raises:
+        NotEval, CaptureError, UnsupportedInput: see `repcompiler.errors`.
+    """
+    state = run_stages(
+        model, example_inputs, verify=verify, rules=rules, door=capture, progress=progress
+    )
+    assert state.rewritten is not None and state.report is not None
+    return FuseResult(state.rewritten.module, state.report)
+
+
+def run_stages(
+    model: Model,
+    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    *,
+    verify: bool = True,
+    rules: Rules | None = None,
+    door: str = "auto",
+    progress: Callable[[str], None] | None = None,
+    stop_after: str = "report",
+) -> State:
+    """Run the pipeline up to and including `stop_after`."""
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    inputs = None if example_inputs is None else tuple(example_inputs)
+    state = State(model, inputs, RULES if rules is None else rules, verify)
+    stages: dict[str, Callable[[], None]] = {
+        "capture": lambda: _capture(state, door),
+        "lift": lambda: _lift(state),
+        "compose": lambda: _compose(state),
+        "select": lambda: _select(state),
+        "lower": lambda: _lower(state),
+        "verify": lambda: _verify(state),
+        "report": lambda: _report(state),
+    }
+    for name, stage in stages.items():
+        if progress is not None:
+            progress(name)
+        with _timed(state, name):
+            stage()
+        if name == stop_after:
+            break
+    return state
+
+
+@contextmanager
+def _timed(state: State, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    state.seconds[name] = time.perf_counter() - start
+
+
+def _capture(state: State, door: str) -> None:
+    state.captured = run_capture(
+        state.model, state.inputs, door=door, check=state.check
+    )
+
+
+def _lift(state: State) -> None:
+    captured = state.captured
+    assert captured is not None
+    facts = gather(
+        captured.module, captured.inputs, captured.exact, captured.frozen
+    )
+    settle_sizes(captured.module, facts, state.rules)
+    state.facts = facts
+    state.lifted = {
+        node: lift(node, facts, state.rules)
+        for node in captured.module.graph.nodes
+        if node not in captured.mutated
+    }
+
+
+def _compose(state: State) -> None:
+    assert state.lifted is not None and state.facts is not None
+    state.composed = compose(state.graph_module.graph, state.lifted, state.facts)
+
+
+def _select(state: State) -> None:
+    assert state.composed is not None and state.facts is not None
+    graph = state.graph_module.graph
+    state.selected = select(graph, state.composed, state.facts)
+    state.regions = rewrites(
+        graph, state.selected.chosen, state.composed.lifted, state.facts
+    )
+
+
+def _lower(state: State) -> None:
+    """Build the fused model; each region must first reproduce the original's."""
+    assert state.facts is not None
+    if state.check:
+        _check_regions(state)
+    state.rewritten = rewrite(state.graph_module, state.regions, state.facts)
+    _keep_attributes(state)
+
+
+def _check_regions(state: State) -> None:
+    facts = state.facts
+    assert facts is not None
+    sound: list[Rewrite] = []
+    undone: list[Rewrite] = []
+    for region in state.regions:
+        original = original_form(region, state.graph_module, facts)
+        fused = fused_form(region, facts)
+        shapes = probe_shapes(region.meaning, region.value, facts)
+        error = region_error(original, fused, shapes, region.meaning.axis)
+        state.exactness[region.value] = error
+        good = error is not None and error <= EXACT
+        (sound if good else undone).append(region)
+    state.regions, state.undone = tuple(sound), tuple(undone)
+
+
+def _keep_attributes(state: State) -> None:
+    """Plain attributes of the root, which callers may read (`num_classes`, …)."""
+    assert state.rewritten is not None
+    root, fused = state.model, state.rewritten.module
+    if not isinstance(root, nn.Module):
+        return
+    known = set(nn.Module().__dict__) | set(fused.__dict__)
+    for name, value in root.__dict__.items():
+        plain = not isinstance(value, (nn.Module, torch.Tensor)) and not callable(value)
+        if name not in known and not name.startswith("_") and plain:
+            setattr(fused, name, value)
+    fused.eval()
+
+
+def _verify(state: State) -> None:
+    assert state.facts is not None and state.rewritten is not None
+    if not state.check:
+        state.equivalence = VerifyReport(False, "not checked", note="verify=False")
+        return
+    if state.inputs is None:
+        exact = max((e for e in state.exactness.values() if e is not None), default=0.0)
+        note = "no example inputs: every region was checked, the whole model was not run"
+        state.equivalence = VerifyReport(True, "regions equal", exact, note=note)
+        return
+    wide = rewrite(
+        state.graph_module, state.regions, state.facts, dtype=torch.float64
+    )
+    batches = sample_batches(state.inputs, SAMPLES)
+    state.equivalence = compare(
+        state.model, state.rewritten.module, wide.module, batches
+    )
+
+
+def _report(state: State) -> None:
+    state.report = make_report(state)
+

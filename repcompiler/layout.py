@@ -1,0 +1,122 @@
+"""The rules for layout ops: which axis becomes which, with every channel kept whole.
+
+A layout op is a `Carry`: maps that act on one channel at a time pass through it, whatever
+it does to positions. So do a mean over positions and a resize, whose weights sum to one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from repcompiler.affine import Step
+from repcompiler.facts import Shape
+from repcompiler.lift import Carry, Lifted, Op, Opaque
+from repcompiler.reasons import Reason
+from repcompiler.rules import static
+
+
+def _carry(op: Op, axes: dict[int, int], *, computes: bool = False) -> Lifted:
+    if not isinstance(op.input, Node):
+        return Opaque()
+    return Carry(op.input, Step(op.node, axes, computes))
+
+
+def kept_axes(before: Shape, after: Shape) -> dict[int, int]:
+    """Axes of `before` that a reshape to `after` keeps whole, from the end.
+
+    Row-major order is kept, so an axis survives where its size and the product of the
+    sizes before it both do. Sizes must be known.
+    """
+    places: dict[tuple[int, int], int] = {}
+    product = 1
+    for index, size in enumerate(after):
+        assert size is not None
+        places.setdefault((product, size), index - len(after))
+        product *= size
+    axes: dict[int, int] = {}
+    product = 1
+    for index, size in enumerate(before):
+        assert size is not None
+        if (product, size) in places:
+            axes[index - len(before)] = places[product, size]
+        product *= size
+    return axes
+
+
+def reshape(op: Op) -> Lifted:
+    """reshape, view, flatten, unflatten, squeeze, unsqueeze: row-major order kept."""
+    if not isinstance(op.input, Node):
+        return Opaque()
+    before, after = op.facts.shape(op.input), op.facts.shape(op.node)
+    if before is None or after is None or None in before or None in after:
+        return Opaque()
+    if 0 in before:
+        return Opaque()
+    return _carry(op, kept_axes(before, after))
+
+
+def permute(op: Op) -> Lifted:
+    """Output axis i is input axis dims[i]."""
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    dims = op.get("dims")
+    if isinstance(dims, int):  # spelled x.permute(0, 2, 1)
+        dims = op.node.args[1:]
+    if rank is None or not static(dims) or len(dims) != rank:
+        return Opaque()
+    return _carry(op, {d % rank - rank: i - rank for i, d in enumerate(dims)})
+
+
+def transpose(op: Op) -> Lifted:
+    """Two axes swapped."""
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    pair = op.args.get("dim0"), op.args.get("dim1")
+    if rank is None or not all(isinstance(dim, int) for dim in pair):
+        return Opaque()
+    a, b = (int(dim) % rank - rank for dim in pair if isinstance(dim, int))
+    axes = {axis: axis for axis in range(-rank, 0)}
+    axes[a], axes[b] = b, a
+    return _carry(op, axes)
+
+
+def same_layout(op: Op) -> Lifted:
+    """contiguous: every axis stays where it is."""
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    return Opaque() if rank is None else _carry(op, {a: a for a in range(-rank, 0)})
+
+
+def mean(op: Op) -> Lifted:
+    """The mean over some axes; the others keep their channels apart."""
+    dims: Any = op.get("dim")
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    if rank is None or dims is None or not static(dims) or op.args.get("dtype"):
+        return Opaque()
+    gone = {d % rank for d in ((dims,) if isinstance(dims, int) else dims)}
+    left = [axis for axis in range(rank) if axis not in gone]
+    if op.get("keepdim", False):
+        return _carry(op, {a - rank: a - rank for a in left}, computes=True)
+    axes = {a - rank: i - len(left) for i, a in enumerate(left)}
+    return _carry(op, axes, computes=True)
+
+
+def adaptive_pool(op: Op) -> Lifted:
+    """Adaptive average pooling: the weights of each window sum to one."""
+    return _channel_kept(op)
+
+
+def resize(op: Op) -> Lifted:
+    """Interpolation: nearest, linear, bilinear, trilinear and area weights sum to one."""
+    modes = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area")
+    if op.get("mode", "nearest") not in modes:
+        return Opaque()
+    return _channel_kept(op)
+
+
+def _channel_kept(op: Op) -> Lifted:
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    spatial = op.get("spatial") or (None if rank is None else rank - 2)
+    if spatial is None:
+        return Opaque(Reason.UNKNOWN_SHAPE)
+    axis = -(int(spatial) + 1)
+    return _carry(op, {axis: axis}, computes=True)

@@ -1,0 +1,173 @@
+"""What one operator means over its own direct inputs: the table, and how it is read.
+
+`RULES` maps a target (module class, function, ATen overload, method name) to a `Rule`:
+the names of its positional arguments and one function from the named arguments to a
+`Lifted`. All spellings of an operator share that function. A target that is not in the
+table is opaque. To teach the compiler an operator, pass ``{**RULES, target: rule}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Node
+
+from repcompiler.affine import Map, Step, Vector
+from repcompiler.facts import Facts, op_name
+from repcompiler.reasons import Reason
+
+
+@dataclass(frozen=True)
+class Affine:
+    """value = Σ map(input) + bias, where the bias and the maps act on `axis`.
+
+    `weightless`: the op itself reads no weights (pooling, padding), so that as it stands
+    it costs what it moves.
+    """
+
+    parts: tuple[tuple[Node, Map], ...]
+    bias: Vector | None = None
+    axis: int | None = None
+    channels: int | None = None
+    weightless: bool = False
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A layout op, or a mean or resize over positions: channels pass through it."""
+
+    source: Node
+    step: Step
+
+
+@dataclass(frozen=True)
+class Alias:
+    """The same value as another node."""
+
+    source: Node
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Not affine, or not known. `reason` is set where an affine op had to be refused."""
+
+    reason: Reason | None = None
+
+
+Lifted = Affine | Carry | Alias | Opaque
+
+
+@dataclass(frozen=True)
+class Op:
+    """One node with its arguments by name."""
+
+    node: Node
+    facts: Facts
+    args: Mapping[str, Any]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument, or `default` where it was not given."""
+        value = self.args.get(name, default)
+        return default if value is None else value
+
+    @property
+    def input(self) -> Any:
+        """The first operand."""
+        return self.args.get("input")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one target is read.
+
+    Attributes:
+        meaning: from named arguments to what the operator means.
+        names: names of the positional arguments, separated by spaces.
+        attributes: for modules, the arguments that the module itself holds.
+        given: arguments that this spelling fixes.
+    """
+
+    meaning: Callable[[Op], Lifted]
+    names: str = "input"
+    attributes: Callable[[nn.Module], dict[str, Any]] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+Rules = Mapping[Any, Rule]
+
+
+def lift(node: Node, facts: Facts, rules: Rules) -> Lifted:
+    """What `node` means over its direct inputs."""
+    rule = find_rule(node, facts, rules)
+    if rule is None:
+        return Opaque()
+    args: dict[str, Any] = dict(rule.given)
+    if node.op == "call_module":
+        module = facts.submodule(node)
+        if is_hooked(module):
+            return Opaque(Reason.HOOKED)
+        assert rule.attributes is not None
+        args.update(rule.attributes(module))
+    args.update(zip(rule.names.split(), node.args))
+    args.update({_ALIASES.get(key, key): value for key, value in node.kwargs.items()})
+    args["input"] = args.pop("self", args.get("input"))
+    return rule.meaning(Op(node, facts, args))
+
+
+# torch accepts numpy's names for some arguments, and ATen calls the first one `self`.
+_ALIASES = {"axis": "dim", "x": "input", "keepdims": "keepdim"}
+
+
+def find_rule(node: Node, facts: Facts, rules: Rules) -> Rule | None:
+    """The rule for a node, or None; module classes must match exactly."""
+    if node.op == "call_module":
+        return rules.get(type(facts.submodule(node)))
+    if node.op == "call_method":
+        return rules.get(str(node.target))
+    if node.op != "call_function":
+        return None
+    target: Any = node.target
+    rule = rules.get(target)
+    if rule is None and not isinstance(target, torch._ops.OpOverload):
+        module, name = getattr(target, "__module__", ""), getattr(target, "__name__", "")
+        rule = rules.get(f"{module}.{name}")
+    return rule
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling the module does anything beside its class's own forward."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in module.__dict__
+
+
+def affine_like(node: Node, facts: Facts, rules: Rules) -> bool:
+    """Whether the node is an op that the report should account for if it stays."""
+    if find_rule(node, facts, rules) is None:
+        return False
+    return op_label(node, facts) in _ACCOUNTED
+
+
+_ACCOUNTED = frozenset("batch_norm mul div neg".split())
+
+
+def op_label(node: Node, facts: Facts) -> str:
+    """A short name of the op for people: `conv2d`, `batch_norm`, `linear`, `add`, …"""
+    if node.op != "call_module":
+        name = op_name(node).strip("_")
+        return {"truediv": "div", "iadd": "add", "imul": "mul", "isub": "sub"}.get(
+            name, name
+        )
+    name = type(facts.submodule(node)).__name__
+    if "BatchNorm" in name:
+        return "batch_norm"
+    return name.lower()
+

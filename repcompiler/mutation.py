@@ -1,0 +1,200 @@
+"""In-place ops made functional, where that is provably the same.
+
+After `y = relu_(x)`, every later reader of x reads y. That is the whole story unless
+another alias of x (a view of it, or what it is a view of) is read after the write; then
+the write stays, and the whole alias class is marked, so that no map is moved across it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from repcompiler.facts import op_name
+
+_OPERATORS: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+_VIEWS = frozenset(
+    "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
+    "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
+    "as_strided contiguous flatten unflatten getitem narrow movedim swapaxes swapdims "
+    "to type_as float half double expand_as tensor_split dropout getattr T".split()
+)
+_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+
+
+def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]:
+    """Make writes functional, in place; returns (attributes written, nodes at fault)."""
+    nodes = list(module.graph.nodes)
+    writes = {node: target for node in nodes if (target := written(node, module))}
+    if not writes:
+        return frozenset(), frozenset()
+    order = {node: index for index, node in enumerate(nodes)}
+    groups = _alias_groups(nodes, module, writes)
+    pinned: set[Node] = set()
+    for node, target in writes.items():
+        if not _undo(module, node, target, groups[target], order):
+            pinned |= groups[target] | {node}
+    for node in [n for n in pinned if n in writes and n.op == "call_module"]:
+        pinned |= {n for n in nodes if n.op == "call_module" and n.target == node.target}
+    readers = {user for node in pinned for user in node.users}
+    frozen = {str(node.target) for node in pinned if node.op == "get_attr"}
+    return frozenset(frozen), frozenset(pinned | readers)
+
+
+def written(node: Node, module: GraphModule) -> Node | None:
+    """The node whose value this node overwrites, or None."""
+    first = node.args[0] if node.args else None
+    if node.op == "call_module":
+        inplace = getattr(module.get_submodule(str(node.target)), "inplace", False)
+        return first if inplace is True and isinstance(first, Node) else None
+    if node.op not in ("call_function", "call_method"):
+        return None
+    out = node.kwargs.get("out")
+    if isinstance(out, Node):
+        return out
+    return first if _is_inplace(node) and isinstance(first, Node) else None
+
+
+def _is_inplace(node: Node) -> bool:
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return bool(target._schema.is_mutable)
+    name = op_name(node)
+    if target in _OPERATORS or target is operator.setitem:
+        return True
+    if name.endswith("_") and not name.endswith("__"):
+        return True
+    return node.op == "call_function" and _bound(node).get("inplace") is True
+
+
+def _bound(node: Node) -> dict[str, Any]:
+    if "inplace" in node.kwargs or not node.args:
+        return dict(node.kwargs)
+    try:
+        assert callable(node.target)
+        signature = inspect.signature(node.target)
+        return dict(signature.bind_partial(*node.args, **node.kwargs).arguments)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _alias_groups(
+    nodes: list[Node], module: GraphModule, writes: dict[Node, Node]
+) -> dict[Node, set[Node]]:
+    """The nodes that may share memory with each node."""
+    groups: dict[Node, set[Node]] = {node: {node} for node in nodes}
+    for node in nodes:
+        for source in _aliased(node, module, writes):
+            merged = groups[source] | groups[node]
+            for member in merged:
+                groups[member] = merged
+    return groups
+
+
+def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[Node]:
+    if node in writes:
+        return [writes[node]]
+    if node.op == "call_module":
+        leaf = module.get_submodule(str(node.target))
+        plain = type(leaf).__module__.startswith("torch.nn")
+        fresh = plain and not isinstance(leaf, _VIEW_MODULES)
+        return [] if fresh else node.all_input_nodes
+    if node.op in ("placeholder", "get_attr", "output"):
+        return []
+    return node.all_input_nodes if op_name(node) in _VIEWS or _foreign(node) else []
+
+
+def _foreign(node: Node) -> bool:
+    """A function that is not torch's own may return its argument."""
+    home = str(getattr(node.target, "__module__", "") or "")
+    known = home.startswith(("torch", "_operator", "math", "builtins"))
+    return node.op == "call_function" and bool(home) and not known
+
+
+def _undo(
+    module: GraphModule,
+    node: Node,
+    target: Node,
+    group: set[Node],
+    order: dict[Node, int],
+) -> bool:
+    """Turn one write into a value and lead later readers to it; False if that differs."""
+    now = order[node]
+    late = {n for n in group if n is not target and order[n] < now and _read_after(n, now, order)}
+    if late or target.op == "get_attr" or "out" in node.kwargs:
+        return False
+    if not _make_functional(module, node):
+        return False
+    for user in list(target.users):
+        if user is not node and order[user] > now:
+            user.replace_input_with(target, node)
+    return True
+
+
+def _read_after(node: Node, now: int, order: dict[Node, int]) -> bool:
+    return any(order[user] > now for user in node.users)
+
+
+def _make_functional(module: GraphModule, node: Node) -> bool:
+    target: Any = node.target
+    if node.op == "call_module":
+        return _copy_without_inplace(module, str(target))
+    if target in _OPERATORS:
+        node.target = _OPERATORS[target]
+    elif node.op == "call_method":
+        name = str(target)[:-1]
+        if not name.isidentifier() or name in _OVERWRITES or not hasattr(torch.Tensor, name):
+            return False
+        node.target = name
+    elif isinstance(target, torch._ops.OpOverload):
+        return _functional_overload(node, target)
+    elif _bound(node).get("inplace") is True:
+        arguments = _bound(node)
+        first = next(iter(arguments))
+        node.args = (arguments.pop(first),)
+        node.kwargs = {**arguments, "inplace": False}
+    else:
+        return _functional_name(node, target)
+    return True
+
+
+# What these leave behind does not depend on what they overwrite, or has another shape.
+_OVERWRITES = frozenset("copy fill zero set resize uniform normal random requires_grad".split())
+
+
+def _copy_without_inplace(module: GraphModule, target: str) -> bool:
+    twin = copy.copy(module.get_submodule(target))
+    setattr(twin, "inplace", False)
+    module.set_submodule(target, twin)
+    return True
+
+
+def _functional_overload(node: Node, target: torch._ops.OpOverload) -> bool:
+    name = target._schema.name.split("::")[1]
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+    functional = getattr(packet, target._overloadname, None)
+    if name.rstrip("_") in _OVERWRITES or functional is None or not name.endswith("_"):
+        return False
+    node.target = functional
+    return True
+
+
+def _functional_name(node: Node, target: Any) -> bool:
+    name = op_name(node).rstrip("_")
+    functional = getattr(torch, name, None) or getattr(nn.functional, name, None)
+    if target is operator.setitem or functional is None or name in _OVERWRITES:
+        return False
+    node.target = functional
+    return True

@@ -1,0 +1,192 @@
+"""One form for every capture: no guards, no aliases, no writes, constants folded.
+
+1. Guards (asserts on sizes) go, and with them all that only they read.
+2. Aliases (identity, dropout in eval) are replaced by what they alias.
+3. In-place ops become functional (`mutation`), and what cannot is marked.
+4. What depends on parameters alone is computed, in float64, and becomes a constant.
+5. Dead branches go.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node, map_arg
+from torch.utils import _pytree as pytree
+
+from repcompiler.facts import fetch, op_name
+from repcompiler.lift import is_hooked
+from repcompiler.mutation import functionalise
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A graph in normal form, and what was learnt on the way; see `capture.Captured`."""
+
+    module: GraphModule
+    exact: Mapping[str, Tensor]
+    frozen: frozenset[str]
+    mutated: frozenset[Node]
+    notes: tuple[str, ...] = ()
+
+
+def clean(module: GraphModule) -> Clean:
+    """Bring `module` to normal form, in place; its parameters are shared, not copied."""
+    drop_guards(module)
+    drop_aliases(module)
+    frozen, mutated = functionalise(module)
+    exact = fold_constants(module, frozen, mutated)
+    drop_dead(module)
+    module.graph.lint()
+    return Clean(module, exact, frozen, mutated & frozenset(module.graph.nodes))
+
+
+_GUARDS = frozenset(
+    "_assert _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range "
+    "sym_constrain_range_for_size _check _check_is_size".split()
+)
+
+
+def drop_guards(module: GraphModule) -> None:
+    """Erase asserts; on inputs that they let pass, nothing changes."""
+    for node in reversed(list(module.graph.nodes)):
+        guard = node.op == "call_module" and str(node.target) == "_guards_fn"
+        if guard or (node.op == "call_function" and op_name(node) in _GUARDS):
+            if not node.users:
+                module.graph.erase_node(node)
+
+
+_SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def drop_aliases(module: GraphModule) -> None:
+    """Replace nodes that return their very input by that input."""
+    for node in list(module.graph.nodes):
+        if _is_alias(node, module) and isinstance(node.args[0], Node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+
+
+def _is_alias(node: Node, module: GraphModule) -> bool:
+    if not node.args:
+        return False
+    if node.op == "call_module":
+        leaf = module.get_submodule(str(node.target))
+        if type(leaf) not in _SAME_MODULES or is_hooked(leaf):
+            return False
+        return type(leaf) is nn.Identity or not leaf.training
+    if node.op == "call_function" and op_name(node) == "dropout":
+        named = dict(zip(("input", "p", "training"), node.args)) | dict(node.kwargs)
+        return named.get("training", named.get("train", True)) is False
+    return False
+
+
+def drop_dead(module: GraphModule) -> None:
+    """Erase nodes that nothing reads, but for writes and inputs."""
+    for node in reversed(list(module.graph.nodes)):
+        if node.users or node.op in ("placeholder", "output") or is_write(node):
+            continue
+        module.graph.erase_node(node)
+    module.delete_all_unused_submodules()
+
+
+def is_write(node: Node) -> bool:
+    """Whether the node has an effect beside its value."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    schema = getattr(node.target, "_schema", None)
+    name = op_name(node)
+    return bool(schema is not None and schema.is_mutable) or name == "setitem"
+
+
+_RANDOM = frozenset("rand randn randint bernoulli normal dropout rand_like randn_like".split())
+
+
+def fold_constants(
+    module: GraphModule, frozen: frozenset[str], mutated: frozenset[Node]
+) -> dict[str, Tensor]:
+    """Replace values that depend on parameters alone; returns their float64 values."""
+    known: dict[Node, Any] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value = fetch(module, str(node.target))
+            if isinstance(value, Tensor) and str(node.target) not in frozen:
+                known[node] = value
+        elif _foldable(node, known) and node not in mutated:
+            result = _compute(node, known, module)
+            if result is not None:
+                known[node] = result
+    exact: dict[str, Tensor] = {}
+    for node in list(known):
+        if node.op != "get_attr" and isinstance(known[node], Tensor):
+            if any(user not in known for user in node.users):
+                _replace(module, node, known, exact)
+    return exact
+
+
+def _foldable(node: Node, known: Mapping[Node, Any]) -> bool:
+    if node.op not in ("call_function", "call_method") or is_write(node):
+        return False
+    inputs = node.all_input_nodes
+    return bool(inputs) and all(i in known for i in inputs) and op_name(node) not in _RANDOM
+
+
+def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
+    args: Any = map_arg(node.args, lambda n: _as_double(known[n]))
+    kwargs: Any = map_arg(node.kwargs, lambda n: _as_double(known[n]))
+    try:
+        with torch.no_grad():
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            assert callable(node.target)
+            return node.target(*args, **kwargs)
+    except Exception:  # noqa: BLE001 - left in the graph, where it runs as before
+        return None
+
+
+def _as_double(value: Any) -> Any:
+    def convert(leaf: Any) -> Any:
+        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.detach().double() if floating else leaf
+
+    return pytree.tree_map(convert, value)
+
+
+def _replace(
+    module: GraphModule, node: Node, known: Mapping[Node, Any], exact: dict[str, Tensor]
+) -> None:
+    name = f"folded_{len(exact)}"
+    while hasattr(module, name):
+        name += "_"
+    value: Tensor = known[node]
+    roots = [fetch(module, str(root.target)) for root in _roots(node)]
+    dtype = next((r.dtype for r in roots if r.is_floating_point()), value.dtype)
+    stored = value.to(dtype) if value.is_floating_point() else value.clone()
+    trains = any(isinstance(r, nn.Parameter) and r.requires_grad for r in roots)
+    if trains and stored.is_floating_point():
+        module.register_parameter(name, nn.Parameter(stored.contiguous()))
+    else:
+        module.register_buffer(name, stored.contiguous())
+    exact[name] = value
+    with module.graph.inserting_before(node):
+        constant = module.graph.get_attr(name)
+    constant.meta = copy.copy(node.meta)
+    for user in list(node.users):
+        if user not in known:
+            user.replace_input_with(node, constant)
+
+
+def _roots(node: Node) -> Iterable[Node]:
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "get_attr":
+            yield current
+        fresh = [i for i in current.all_input_nodes if i not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)

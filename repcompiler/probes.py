@@ -1,0 +1,91 @@
+"""The smallest input shapes of a region that hold every case of a border.
+
+Per spatial axis: one output, two, and enough for an interior; and, under a stride, both
+the least input that gives so many outputs and the most. Odd and even sizes are among them.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from repcompiler.affine import Axis, Diagonal, Meaning, Term, Transposed, Window
+from repcompiler.facts import Facts
+
+BATCH = 2
+FREE = (3, 4, 5)
+
+
+def probe_shapes(
+    meaning: Meaning, value: Node, facts: Facts
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Shapes of the sources, several sets; empty where none can be told."""
+    has_steps = any(term.before or term.after for term in meaning.terms)
+    scatters = any(isinstance(term.map, Transposed) for term in meaning.terms)
+    if has_steps or (scatters and len(meaning.terms) > 1):
+        return _example_shapes(meaning, facts)
+    spatial = max((len(_axes(term)) for term in meaning.terms), default=0)
+    reach = max((a.span for t in meaning.terms for a in _axes(t)), default=1)
+    sets = ((1, 0), (2, 0), (2, 1), (reach + 2, 0), (reach + 3, 1))
+    shapes = [
+        shape
+        for outputs, rest in (sets if spatial else sets[:1])
+        if (shape := _shapes(meaning, value, facts, outputs, rest)) is not None
+    ]
+    return list(dict.fromkeys(shapes))
+
+
+def _example_shapes(
+    meaning: Meaning, facts: Facts
+) -> list[tuple[tuple[int, ...], ...]]:
+    shapes: list[tuple[int, ...]] = []
+    for source in meaning.sources:
+        shape = facts.shape(source)
+        if shape is None or None in shape:
+            return []
+        shapes.append(tuple(size for size in shape if size is not None))
+    return [tuple(shapes)]
+
+
+def _axes(term: Term) -> tuple[Axis, ...]:
+    return term.map.axes if isinstance(term.map, Window) else ()
+
+
+def _shapes(
+    meaning: Meaning, value: Node, facts: Facts, outputs: int, rest: int
+) -> tuple[tuple[int, ...], ...] | None:
+    """Source shapes that give about `outputs` positions per axis (growing by axis)."""
+    found: dict[Node, tuple[int, ...]] = {}
+    for term in meaning.terms:
+        shape = _source_shape(term, meaning, value, facts, outputs, rest)
+        if shape is None or found.setdefault(term.source, shape) != shape:
+            return None
+    return tuple(found.values())
+
+
+def _source_shape(
+    term: Term, meaning: Meaning, value: Node, facts: Facts, outputs: int, rest: int
+) -> tuple[int, ...] | None:
+    axis = term.map.axis if term.map.axis is not None else meaning.axis
+    rank = facts.rank(term.source) or facts.rank(value)
+    if axis is None:  # one number for all channels: any shape shows the same
+        return (BATCH, *FREE)[: rank or 2]
+    spatial = -axis - 1
+    rank = max(rank or spatial + 2, spatial + 1)
+    channels = _channels(term, meaning, facts, axis)
+    if channels is None:
+        return None
+    axes = _axes(term) or (Axis(),) * spatial
+    sizes: list[int] = []
+    for index, window in enumerate(axes):
+        least = (outputs + index - 1) * window.stride + 1 - window.tail
+        sizes.append(least + rest * (window.stride - 1))
+    leading = (BATCH, *FREE)[: rank - spatial - 1]
+    if any(size < 1 for size in sizes):
+        return None
+    return (*leading, channels, *sizes)
+
+
+def _channels(term: Term, meaning: Meaning, facts: Facts, axis: int) -> int | None:
+    if not isinstance(term.map, Diagonal):
+        return term.map.in_channels
+    return term.map.channels or meaning.channels or facts.size(term.source, axis)

@@ -1,0 +1,265 @@
+"""From the state of a finished pipeline to the report."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from repcompiler.affine import Diagonal, Window
+from repcompiler.lift import Affine, Opaque, op_label
+from repcompiler.reasons import Reason
+from repcompiler.regions import Rewrite, module_path
+from repcompiler.report import Change, FuseReport, Kept, OpCount, Region, VerifyReport
+from repcompiler.state import State
+
+# Layout and view ops, and bookkeeping, which compute nothing.
+LAYOUT_OPS = frozenset(
+    "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
+    "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
+    "as_strided clone contiguous lift_fresh _to_copy empty".split()
+)
+
+
+class _OpCounter(TorchDispatchMode):
+    """Counts what is dispatched, and the MACs of convs and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.macs = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = func._schema.name.split("::")[1]
+        result = func(*args, **(kwargs or {}))
+        if name not in LAYOUT_OPS:
+            self.calls[name] += 1
+            self.macs += _macs(name, args, result)
+        return result
+
+
+def _macs(name: str, args: Sequence[Any], result: Any) -> int:
+    if name == "convolution":
+        weight: Tensor = args[1]
+        if args[6]:  # transposed: every input element meets every tap
+            return args[0].numel() * weight[0].numel()
+        return result.numel() * weight[0].numel()
+    if name in ("mm", "bmm"):
+        return result.numel() * args[0].shape[-1]
+    if name in ("addmm", "baddbmm"):
+        return result.numel() * args[1].shape[-1]
+    if "scaled_dot_product" in name:
+        query, key, value = args[:3]
+        rows = query.numel() // query.shape[-1]
+        return rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return 0
+
+
+def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str], int]:
+    """(ATen compute ops by name, MACs) of one forward pass on the first sample."""
+    if inputs is None:
+        return Counter(), 0
+    first = pytree.tree_map(_first_sample, tuple(inputs))
+    with torch.no_grad(), _OpCounter() as counter:
+        model(*first)
+    return counter.calls, counter.macs
+
+
+def _first_sample(leaf: Any) -> Any:
+    return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf
+
+
+def make_report(state: State) -> FuseReport:
+    """Everything the pipeline learnt, as plain data."""
+    assert state.captured is not None and state.rewritten is not None
+    model = state.model
+    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    before, macs_before = count(module, state.inputs)
+    after, macs_after = count(state.rewritten.module, state.inputs)
+    known = state.inputs is not None
+    seconds = dict(state.seconds)
+    stages = ("lift", "compose", "select", "lower")
+    seconds["fuse"] = sum(seconds.get(stage, 0.0) for stage in stages)
+    return FuseReport(
+        capture=state.captured.door,
+        ops=OpCount(
+            before.total() if known else None,
+            after.total() if known else None,
+            dict(before.most_common()),
+            {"convolution": 0, "batch_norm": 0, **dict(after.most_common())},
+        ),
+        params=Change(_parameters(module), _parameters(state.rewritten.module)),
+        macs=Change(macs_before if known else None, macs_after if known else None),
+        regions=tuple(_region(region, state) for region in state.regions),
+        kept=tuple(_kept(state)),
+        equivalence=state.equivalence or VerifyReport(False, "not checked"),
+        seconds=seconds,
+        notes=state.captured.notes,
+    )
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---- regions -----------------------------------------------------------------------
+
+
+def _region(region: Rewrite, state: State) -> Region:
+    assert state.rewritten is not None
+    gone = [n for n in region.nodes if n in state.rewritten.removed]
+    added = state.rewritten.added[region.value]
+    return Region(
+        name=region.name,
+        kind=region.kind,
+        removed=tuple(node_name(node, state) for node in gone),
+        added=added,
+        exactness=state.exactness.get(region.value),
+        ops=Change(sum(_computes(n, state) for n in gone), len(added)),
+        params=Change(_node_parameters(gone, state), _added_parameters(region, state)),
+        macs=Change(_node_macs(gone, state), _meaning_macs(region, state)),
+    )
+
+
+def node_name(node: Node, state: State) -> str:
+    """`path: op` of a node, for people."""
+    assert state.facts is not None
+    path = module_path(node)
+    label = op_label(node, state.facts)
+    return f"{path}: {label}" if path else label
+
+
+def _computes(node: Node, state: State) -> bool:
+    assert state.composed is not None
+    return isinstance(state.composed.lifted.get(node), Affine)
+
+
+def _node_parameters(nodes: Iterable[Node], state: State) -> int:
+    seen: dict[int, Tensor] = {}
+    module = state.graph_module
+    for node in nodes:
+        if node.op == "call_module":
+            leaf = module.get_submodule(str(node.target))
+            seen.update((id(p), p) for p in leaf.parameters())
+        for source in node.all_input_nodes:
+            if source.op == "get_attr":
+                value = _attribute(module, str(source.target))
+                if isinstance(value, nn.Parameter):
+                    seen[id(value)] = value
+    return sum(parameter.numel() for parameter in seen.values())
+
+
+def _attribute(module: GraphModule, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _added_parameters(region: Rewrite, state: State) -> int:
+    assert state.rewritten is not None
+    module = state.rewritten.module
+    total = 0
+    for name in state.rewritten.added[region.value]:
+        try:
+            value = _attribute(module, name)
+        except AttributeError:
+            continue
+        if isinstance(value, nn.Module):
+            total += _parameters(value)
+        elif isinstance(value, Tensor):
+            total += value.numel()
+    return total
+
+
+def _node_macs(nodes: Iterable[Node], state: State) -> int | None:
+    assert state.composed is not None and state.facts is not None
+    total = 0
+    for node in nodes:
+        own = state.composed.lifted.get(node)
+        if isinstance(own, Affine) and not own.weightless:
+            for _, map in own.parts:
+                if isinstance(map, Window):
+                    size = _size(node, state)
+                    if size is None:
+                        return None
+                    total += size // map.out_channels * map.weights
+    return total
+
+
+def _meaning_macs(region: Rewrite, state: State) -> int | None:
+    size = _size(region.value, state)
+    if size is None:
+        return None
+    total = 0
+    for term in region.meaning.terms:
+        if not isinstance(term.map, Diagonal):
+            total += size // term.map.out_channels * term.map.weights
+    return total
+
+
+def _size(node: Node, state: State) -> int | None:
+    """Numbers in the value for one sample; None without example inputs."""
+    assert state.facts is not None
+    shape = state.facts.shape(node)
+    if shape is None or None in shape:
+        return None
+    return math.prod(size or 0 for size in shape[1:])
+
+
+# ---- kept --------------------------------------------------------------------------
+
+_ACCOUNTED = ("batch_norm", "mul", "div", "conv1d", "conv2d", "conv3d", "linear")
+
+
+def _kept(state: State) -> Iterable[Kept]:
+    """Affine ops that stayed although something affine stood next to them, and norms."""
+    assert state.composed is not None and state.facts is not None
+    assert state.rewritten is not None
+    undone = {n for region in state.undone for n in region.nodes}
+    for node in state.graph_module.graph.nodes:
+        if node in state.rewritten.removed or node.op in ("get_attr", "placeholder"):
+            continue
+        label = op_label(node, state.facts)
+        reason = _reason(node, label, undone, state)
+        if reason is not None:
+            name = module_path(node) or node.name
+            yield Kept(name, label, reason.code, reason.sentence)
+
+
+def _reason(
+    node: Node, label: str, undone: set[Node], state: State
+) -> Reason | None:
+    assert state.composed is not None and state.selected is not None
+    own = state.composed.lifted.get(node, Opaque(Reason.MUTATED))
+    norm = label == "batch_norm"
+    if node in undone:
+        return Reason.NOT_EQUAL
+    if isinstance(own, Opaque):
+        return own.reason if own.reason and label in _ACCOUNTED else None
+    if label not in _ACCOUNTED or not isinstance(own, Affine):
+        return None
+    refusals = state.composed.refusals.get(node, ())
+    if refusals:
+        return refusals[0].reason
+    if node in state.selected.dearer:
+        return _why_dearer(node, own, state)
+    return Reason.NO_NEIGHBOUR if norm or label in ("mul", "div") else None
+
+
+def _why_dearer(node: Node, own: Affine, state: State) -> Reason:
+    """Another reader needs the value in between, or merging costs more by itself."""
+    assert state.selected is not None
+    for source, _ in own.parts:
+        if len(source.users) > 1 and source in state.selected.live:
+            return Reason.OTHER_READER
+    return Reason.DEARER

@@ -1,0 +1,173 @@
+"""The rewritten graph as a module: regions put in, dead nodes out, names settled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+from repcompiler.facts import Facts, fetch
+from repcompiler.lower import Emitter, Target
+from repcompiler.normalise import is_write
+from repcompiler.regions import Rewrite
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """The new module, and for each region the names of what was put in."""
+
+    module: GraphModule
+    added: Mapping[Node, tuple[str, ...]]
+    removed: frozenset[Node]
+
+
+def rewrite(
+    module: GraphModule,
+    regions: Sequence[Rewrite],
+    facts: Facts,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Rewritten:
+    """A new module in which each region's value is computed from its meaning.
+
+    Nothing of `module` is changed or shared: what stays is copied. With `dtype` the whole
+    is in that dtype (float64 for verification), otherwise in that of its layers.
+    """
+    graph = Graph()
+    twins: dict[Node, Node] = {}
+    result = graph.graph_copy(module.graph, twins)
+    graph.output(result)
+    graph._codegen = copy.deepcopy(module.graph._codegen)
+    fresh: dict[str, nn.Module | Tensor] = {}
+    emitted: dict[Node, list[Node]] = {}
+
+    def hold(name: str, thing: nn.Module | Tensor) -> str:
+        key = f"{name}#{len(fresh)}"
+        fresh[key] = thing
+        return key
+
+    for region in regions:
+        twin = twins[region.value]
+        target = _target(region, module, facts, dtype)
+        with graph.inserting_before(twin):
+            emitter = Emitter(graph, twins.__getitem__, hold, target)
+            value = emitter.emit(region.meaning, region.name)
+        for node in emitter.added:
+            node.meta.setdefault("nn_module_stack", twin.meta.get("nn_module_stack"))
+        twin.replace_all_uses_with(value)
+        twins[region.value] = value
+        emitted[region.value] = emitter.added
+    originals = dict(twins)
+    _drop_dead(graph)
+    names = _settle_names(graph, fresh)
+    attributes = _copied(graph, module, facts, dtype)
+    attributes.update({names[key]: thing for key, thing in fresh.items() if key in names})
+    living = set(graph.nodes)
+    added = {
+        value: tuple(_describe(node) for node in nodes if node in living)
+        for value, nodes in emitted.items()
+    }
+    removed = {
+        node
+        for node, twin in originals.items()
+        if twin not in living or node in emitted
+    }
+    root = type(module).__name__
+    return Rewritten(GraphModule(attributes, graph, root), added, frozenset(removed))
+
+
+def _target(
+    region: Rewrite, module: GraphModule, facts: Facts, dtype: torch.dtype | None
+) -> Target:
+    """The dtype and device of the parameters that the region had."""
+    tensors: list[Tensor] = []
+    for node in region.nodes:
+        if node.op == "call_module":
+            tensors += module.get_submodule(str(node.target)).parameters()
+        reads = [i for i in node.all_input_nodes if i.op == "get_attr"]
+        values = [fetch(module, str(i.target)) for i in reads]
+        tensors += [value for value in values if isinstance(value, Tensor)]
+    floating = [t for t in tensors if t.is_floating_point()]
+    known = facts.dtype(region.value)
+    own = known or (floating[0].dtype if floating else torch.float32)
+    device = floating[0].device if floating else torch.device("cpu")
+    trainable = any(t.requires_grad for t in floating)
+    return Target(dtype or own, device, trainable)
+
+
+def _drop_dead(graph: Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if not node.users and node.op not in ("placeholder", "output"):
+            if not is_write(node):
+                graph.erase_node(node)
+
+
+def _settle_names(graph: Graph, fresh: Mapping[str, Any]) -> dict[str, str]:
+    """Final names of new modules: the place they came from, or a child of it if taken."""
+    taken = {
+        str(node.target)
+        for node in graph.nodes
+        if node.op in ("call_module", "get_attr") and str(node.target) not in fresh
+    }
+    names: dict[str, str] = {}
+    for node in graph.nodes:
+        key = str(node.target)
+        if key in fresh and key not in names:
+            names[key] = _free_name(key.split("#")[0], taken)
+            taken.add(names[key])
+        if key in names:
+            node.target = names[key]
+    return names
+
+
+def _free_name(wanted: str, taken: set[str]) -> str:
+    clean = ".".join(part for part in wanted.split(".") if part)
+    name, attempt = clean, 0
+    while any(_clash(name, other) for other in taken):
+        name = f"{clean}.fused" + (f"_{attempt}" if attempt else "")
+        if any(_clash(clean, o) and not o.startswith(clean + ".") for o in taken):
+            name = f"{clean}_fused" + (f"_{attempt}" if attempt else "")
+        attempt += 1
+    return name
+
+
+def _clash(a: str, b: str) -> bool:
+    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
+
+
+def _copied(
+    graph: Graph, module: GraphModule, facts: Facts, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """Copies of what the graph still refers to, with ties among them kept."""
+    memo: dict[int, Any] = {}
+    found: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        name = str(node.target)
+        try:
+            value = fetch(module, name)
+        except AttributeError:
+            continue  # a new one, which the caller adds
+        if name not in found:
+            found[name] = copy.deepcopy(value, memo)
+    if dtype is not None:
+        for name, value in found.items():
+            if isinstance(value, nn.Module):
+                value.to(dtype)
+            elif isinstance(value, Tensor) and value.is_floating_point():
+                exact = facts.exact.get(name, value)
+                found[name] = exact.detach().to(value.device, dtype)
+    return found
+
+
+def _describe(node: Node) -> str:
+    kind = {"call_module": "", "get_attr": ""}.get(node.op)
+    if kind is not None:
+        return str(node.target)
+    return f"{getattr(node.target, '__name__', node.target)}"

@@ -1,0 +1,277 @@
+"""Choose, for the graph as a whole, which values become real ops and over which sources.
+
+The **plan** of a value is the set of ops that make it. Walking in topological order, each
+value takes the cheapest of "as it was" and its candidates, each added to the union of its
+sources' plans, shared ops counted once. An op that is needed for certain (something opaque
+reads its value) is *settled*: it costs nothing from then on, and leaves the plans, which
+therefore stay short and keep the whole linear in the number of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from torch.fx import Graph, Node
+
+from repcompiler import cost
+from repcompiler.affine import Diagonal, Meaning, Step, Term, Window
+from repcompiler.compose import Composed
+from repcompiler.cost import Work
+from repcompiler.facts import Facts
+from repcompiler.lift import Affine, Carry, Opaque
+
+# The nominal image, where no example input gives sizes.
+NOMINAL_POSITIONS = 224.0 * 224.0
+NOMINAL_CHANNELS = 64
+
+Plan = dict[object, float]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The chosen meaning of every value that is rewritten; all others stay as they were.
+
+    Attributes:
+        chosen: value → meaning, for the values that will really be computed.
+        live: all values that will be computed, rewritten or not.
+        dearer: values for which some candidate was exact but cost more.
+        cost_before, cost_after: nominal microseconds of the affine part.
+    """
+
+    chosen: Mapping[Node, Meaning]
+    live: frozenset[Node]
+    dearer: frozenset[Node]
+    cost_before: float
+    cost_after: float
+
+
+@dataclass
+class _Selection:
+    graph: Graph
+    composed: Composed
+    facts: Facts
+    positions: dict[Node, float] = field(default_factory=dict[Node, float])
+    plans: dict[Node, Plan] = field(default_factory=dict[Node, Plan])
+    choice: dict[Node, Meaning | None] = field(
+        default_factory=dict[Node, Meaning | None]
+    )
+    dearer: set[Node] = field(default_factory=set[Node])
+    settled: set[object] = field(default_factory=set[object])
+
+    def plan_of(self, node: Node) -> Plan:
+        """The ops of a value that are not settled yet."""
+        plan = self.plans.get(node, {})
+        if any(op in self.settled for op in plan):
+            plan = {op: c for op, c in plan.items() if op not in self.settled}
+            self.plans[node] = plan
+        return plan
+
+    def union(self, sources: Iterable[Node]) -> Plan:
+        """All ops that the sources need, each once."""
+        merged: Plan = {}
+        for source in sources:
+            merged.update(self.plan_of(source))
+        return merged
+
+
+def select(graph: Graph, composed: Composed, facts: Facts) -> Selected:
+    """The cheapest plan that greedy choice in topological order finds.
+
+    Its cost is never above that of the graph as it was: where the greedy plan duplicates
+    work, the values in between are kept instead.
+    """
+    forced = {node for node in graph.nodes if _is_forced(node, composed)}
+    best = _choose(graph, composed, facts, forced)
+    for _ in range(4):
+        shared = _recomputed(best, composed) - forced
+        if not shared:
+            break
+        forced |= shared
+        other = _choose(graph, composed, facts, forced)
+        if other.cost_after >= best.cost_after:
+            break
+        best = other
+    if best.cost_after > best.cost_before:
+        return _choose(graph, composed, facts, set(graph.nodes))
+    return best
+
+
+def _choose(
+    graph: Graph, composed: Composed, facts: Facts, forced: set[Node]
+) -> Selected:
+    state = _Selection(graph, composed, facts)
+    before = 0.0
+    for node in graph.nodes:
+        state.positions[node] = _positions(node, state)
+        if not _is_affine(node, composed):
+            state.plans[node] = state.union(node.all_input_nodes)
+            _settle(state, node)
+            continue
+        own = _own_cost(node, state)
+        before += own
+        _take_cheapest(node, own, state)
+        if node in forced:
+            _settle(state, node)
+    live = _live(graph, state)
+    chosen = {n: m for n in graph.nodes if n in live and (m := state.choice.get(n))}
+    after = sum(_realised_cost(node, state) for node in graph.nodes if node in live)
+    return Selected(chosen, frozenset(live), frozenset(state.dearer), before, after)
+
+
+def _is_affine(node: Node, composed: Composed) -> bool:
+    return not isinstance(composed.lifted.get(node, Opaque()), Opaque)
+
+
+def _is_forced(node: Node, composed: Composed) -> bool:
+    """Whether something that is not affine reads the value."""
+    return any(not _is_affine(user, composed) for user in node.users)
+
+
+def _settle(state: _Selection, node: Node) -> None:
+    state.settled.update(state.plan_of(node))
+    state.plans[node] = {}
+
+
+def _take_cheapest(node: Node, own: float, state: _Selection) -> None:
+    best_plan = state.union(node.all_input_nodes)
+    best_plan[node] = own
+    best_cost, best = sum(best_plan.values()), None
+    for index, meaning in enumerate(state.composed.candidates.get(node, ())):
+        plan = state.union(meaning.sources)
+        plan.update(_meaning_ops(node, index, meaning, state))
+        total = sum(plan.values())
+        if total < best_cost * (1 - 1e-9):
+            best_plan, best_cost, best = plan, total, meaning
+        elif total > best_cost and _really_merges(node, meaning):
+            state.dearer.add(node)
+    state.plans[node], state.choice[node] = best_plan, best
+
+
+def _really_merges(node: Node, meaning: Meaning) -> bool:
+    return any(source not in node.all_input_nodes for source in meaning.sources)
+
+
+def _realised_cost(node: Node, state: _Selection) -> float:
+    if not _is_affine(node, state.composed):
+        return 0.0
+    meaning = state.choice.get(node)
+    if meaning is None:
+        return _own_cost(node, state)
+    return sum(_meaning_ops(node, 0, meaning, state).values())
+
+
+def _live(graph: Graph, state: _Selection) -> set[Node]:
+    """Values that the chosen plan computes."""
+    live = {n for n in graph.nodes if n.op in ("output", "placeholder")}
+    live |= {n for n in graph.nodes if not n.users}
+    for node in reversed(list(graph.nodes)):
+        if node in live:
+            meaning = state.choice.get(node)
+            needed = node.all_input_nodes if meaning is None else meaning.sources
+            live.update(needed)
+            if meaning is not None:
+                steps = [s for t in meaning.terms for s in (*t.before, *t.after)]
+                live.update(i for s in steps for i in s.node.all_input_nodes[1:])
+    return live
+
+
+def _recomputed(selected: Selected, composed: Composed) -> set[Node]:
+    """Values with several readers that no longer exist: their work is done repeatedly."""
+    return {
+        node
+        for node in composed.candidates
+        if node not in selected.live and len(node.users) > 1
+    }
+
+
+# ---- sizes and costs of ops --------------------------------------------------------
+
+
+def _positions(node: Node, state: _Selection) -> float:
+    """Positions of one sample, with every size but the batch; channels left out later."""
+    shape = state.facts.shape(node)
+    if shape is not None and len(shape) > 1 and None not in shape:
+        return float(prod(size or 1 for size in shape[1:]))
+    own = state.composed.lifted.get(node)
+    if isinstance(own, Affine) and own.parts:
+        source, map = own.parts[0]
+        stride = map.stride if isinstance(map, Window) else 1
+        size = state.positions.get(source, NOMINAL_POSITIONS) / stride
+        if isinstance(map, Window):
+            return size * map.out_channels / map.in_channels
+        return size
+    inputs = [state.positions[i] for i in node.all_input_nodes if i in state.positions]
+    return max(inputs, default=NOMINAL_POSITIONS * 3)
+
+
+def _channels(meaning: Meaning, node: Node, state: _Selection) -> int:
+    if meaning.channels is not None:
+        return meaning.channels
+    size = None if meaning.axis is None else state.facts.size(node, meaning.axis)
+    return size or NOMINAL_CHANNELS
+
+
+def _own_cost(node: Node, state: _Selection) -> float:
+    """What the op costs as it was."""
+    own = state.composed.lifted[node]
+    numbers = state.positions[node]
+    if isinstance(own, Carry):
+        return _step_cost(own.step, state)
+    if not isinstance(own, Affine):
+        return cost.LAUNCH
+    if len(own.parts) > 1:
+        return cost.add_cost(numbers) * (len(own.parts) - 1)
+    source, map = own.parts[0]
+    if isinstance(map, Diagonal):
+        return cost.elementwise_cost(numbers)
+    if own.weightless:
+        return cost.elementwise_cost((numbers + state.positions[source]) / 2)
+    work = Work(numbers / map.out_channels, state.positions[source] / map.in_channels)
+    return cost.map_cost(map, work, map.out_channels)
+
+
+def _step_cost(step: Step, state: _Selection) -> float:
+    if not step.computes:
+        return 0.0
+    numbers = state.positions.get(step.node, NOMINAL_POSITIONS)
+    source = step.node.all_input_nodes[0]
+    return cost.elementwise_cost((numbers + state.positions.get(source, numbers)) / 2)
+
+
+def _meaning_ops(
+    node: Node, index: int, meaning: Meaning, state: _Selection
+) -> dict[object, float]:
+    """The ops that make a value from the sources of one of its meanings."""
+    ops: dict[object, float] = {}
+    numbers = state.positions[node]
+    carried = meaning.bias is None
+    for place, term in enumerate(meaning.terms):
+        for step in (*term.before, *term.after):
+            if step.computes:
+                ops[node, index, place, step] = _step_cost(step, state)
+        if isinstance(term.map, Diagonal) and term.map.is_identity:
+            continue
+        carried = True
+        ops[node, index, place] = _term_cost(term, meaning, node, state)
+    for extra in range(len(meaning.terms) - 1 + (not carried)):
+        ops[node, index, "add", extra] = cost.add_cost(numbers)
+    return ops
+
+
+def _term_cost(
+    term: Term, meaning: Meaning, node: Node, state: _Selection
+) -> float:
+    channels = _channels(meaning, node, state)
+    map = term.map
+    computing = [step for step in term.after if step.computes]
+    if isinstance(map, Diagonal):
+        return cost.elementwise_cost(state.positions[node])
+    size = state.positions[node] / map.out_channels
+    if computing:  # the map runs before a mean or a resize, at its input's size
+        inner = computing[0].node.all_input_nodes[0]
+        size = state.positions.get(inner, state.positions[node]) / map.out_channels
+    source = term.before[-1].node if term.before else term.source
+    inputs = state.positions.get(source, NOMINAL_POSITIONS) / map.in_channels
+    return cost.map_cost(map, Work(size, inputs), channels)

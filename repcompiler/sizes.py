@@ -1,0 +1,132 @@
+"""Questions about sizes, asked of values that stay.
+
+`x.shape` of a norm's output would keep the norm alive. A size question moves up to an
+earlier value that has that size for certain: through ops that keep every shape, and
+through convs for the batch, for a constant number of channels, and for positions that the
+window keeps.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from repcompiler.affine import Diagonal, Window
+from repcompiler.facts import Facts, op_name
+from repcompiler.lift import Affine, Rules, lift
+
+
+def settle_sizes(module: GraphModule, facts: Facts, rules: Rules) -> None:
+    """Move size questions to earlier values, in place; facts follow."""
+    _split_shapes(module, facts)
+    for node in list(module.graph.nodes):
+        asked = _question(node, facts)
+        if asked is None:
+            continue
+        value, axis = asked
+        moved = _ask(value, axis, facts, rules)
+        if moved == (value, axis):
+            continue
+        _replace(module, node, moved, facts)
+    for node in reversed(list(module.graph.nodes)):
+        if not node.users and _is_shape(node):
+            module.graph.erase_node(node)
+
+
+def _is_shape(node: Node) -> bool:
+    if node.op == "call_method" and node.target == "size":
+        return True
+    return node.op == "call_function" and (
+        (node.target is getattr and node.args[1:] == ("shape",))
+        or op_name(node) == "sym_size"
+    )
+
+
+def _split_shapes(module: GraphModule, facts: Facts) -> None:
+    """Turn `x.shape[i]` into `x.size(i)`, and a size counted from the end likewise."""
+    for node in list(module.graph.nodes):
+        if not (_is_shape(node) and len(node.args) + len(node.kwargs) <= 2):
+            continue
+        whole = node.target is getattr or len(node.args) == 1
+        if not whole or node.kwargs or op_name(node) == "sym_size":
+            continue
+        for user in list(node.users):
+            index = user.args[1] if user.target is operator.getitem else None
+            if not isinstance(index, int):
+                continue
+            with module.graph.inserting_before(user):
+                size = module.graph.call_method("size", (node.args[0], index))
+            facts.values[size] = facts.values.get(user)
+            size.meta = dict(user.meta)
+            user.replace_all_uses_with(size)
+            module.graph.erase_node(user)
+
+
+def _question(node: Node, facts: Facts) -> tuple[Node, int] | None:
+    """(value, axis from the end) if the node asks for one size."""
+    if not _is_shape(node) or node.target is getattr or len(node.args) != 2:
+        return None
+    value, index = node.args
+    rank = facts.rank(value) if isinstance(value, Node) else None
+    if rank is None or not isinstance(value, Node) or not isinstance(index, int):
+        return None
+    return value, index % rank - rank
+
+
+def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int] | int:
+    """The earliest value with the same size on `axis`, or the size where it is fixed."""
+    while True:
+        own = lift(value, facts, rules)
+        if not isinstance(own, Affine) or not facts.exampled:
+            return value, axis
+        source, map = own.parts[0]
+        rank = facts.rank(source)
+        if rank is None or facts.rank(value) != rank:
+            return value, axis
+        if isinstance(map, Window):
+            if axis == map.axis:
+                return map.out_channels
+            if axis > map.axis and not _keeps(map, axis):
+                return value, axis
+        elif not isinstance(map, Diagonal) or not _same_shape(value, source, facts):
+            return value, axis
+        value = source
+
+
+def _keeps(window: Window, axis: int) -> bool:
+    own = window.axes[axis]
+    return own.stride == 1 and own.tail == 0
+
+
+def _same_shape(a: Node, b: Node, facts: Facts) -> bool:
+    return facts.shape(a) == facts.shape(b) is not None
+
+
+def _replace(
+    module: GraphModule, node: Node, moved: tuple[Node, int] | int, facts: Facts
+) -> None:
+    if isinstance(moved, int):
+        for user in list(node.users):
+            _substitute(user, node, moved)
+        module.graph.erase_node(node)
+        return
+    with module.graph.inserting_before(node):
+        if isinstance(node.target, torch._ops.OpOverload):
+            fresh = module.graph.call_function(node.target, moved)
+        else:
+            fresh = module.graph.call_method("size", moved)
+    facts.values[fresh] = facts.values.get(node)
+    fresh.meta = dict(node.meta)
+    node.replace_all_uses_with(fresh)
+    module.graph.erase_node(node)
+
+
+def _substitute(user: Node, node: Node, number: int) -> None:
+    def swap(arg: Node) -> Any:
+        return number if arg is node else arg
+
+    user.args = torch.fx.map_arg(user.args, swap)
+    user.kwargs = torch.fx.map_arg(user.kwargs, swap)

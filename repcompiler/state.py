@@ -1,0 +1,48 @@
+"""What the stages of one `fuse` have made so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from repcompiler.capture import Captured, Model
+from repcompiler.compose import Composed
+from repcompiler.facts import Facts
+from repcompiler.lift import Lifted, Rules
+from repcompiler.regions import Rewrite
+from repcompiler.report import FuseReport, VerifyReport
+from repcompiler.rewrite import Rewritten
+from repcompiler.select import Selected
+
+
+@dataclass
+class State:
+    """What the stages have made so far."""
+
+    model: Model
+    inputs: tuple[Any, ...] | None
+    rules: Rules
+    check: bool = True
+    captured: Captured | None = None
+    facts: Facts | None = None
+    lifted: Mapping[Node, Lifted] | None = None
+    composed: Composed | None = None
+    selected: Selected | None = None
+    regions: tuple[Rewrite, ...] = ()
+    undone: tuple[Rewrite, ...] = ()
+    exactness: dict[Node, float | None] = field(
+        default_factory=dict[Node, "float | None"]
+    )
+    rewritten: Rewritten | None = None
+    equivalence: VerifyReport | None = None
+    report: FuseReport | None = None
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """The captured graph."""
+        assert self.captured is not None
+        return self.captured.module

@@ -1,0 +1,296 @@
+"""Equality is shown, not assumed: each region first, then the whole model.
+
+A region is affine, so a few probes decide: zero finds the bias, noise finds the map. Its
+error is judged per output channel against |A||x| + |b|, not against the output (which may
+cancel) nor the largest channel (which hides the others).
+
+The whole model has two tests. `exactness`: with kernels kept in float64 it agrees with the
+original in float64. `error_ratio`: in its own dtype it is at most `MAX_ERROR_RATIO` times
+as far from that reference as the original was. No tolerance is tuned by hand.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from repcompiler.errors import VerificationError
+from repcompiler.report import VerifyReport
+
+EXACT = 1e-9
+MAX_ERROR_RATIO = 8.0
+PROBE_SCALES = (0.0, 1.0, 1e4, 1e-4)
+
+Runnable = nn.Module | torch.export.ExportedProgram
+Shapes = tuple[tuple[int, ...], ...]
+
+
+# ---- one region --------------------------------------------------------------------
+
+
+def region_error(
+    original: GraphModule,
+    fused: GraphModule,
+    shapes: Sequence[Shapes],
+    channel_axis: int | None,
+) -> float | None:
+    """Largest error of `fused` relative to |A||x| + |b|, over shapes and probes.
+
+    Both are float64 functions of the same sources. Shapes that the original itself does
+    not take are skipped; None if it took none of them.
+    """
+    bound = _absolute(fused)
+    worst: float | None = None
+    generator = torch.Generator().manual_seed(0)
+    for shape in shapes:
+        for scale in PROBE_SCALES:
+            noise = [
+                torch.randn(size, generator=generator, dtype=torch.float64) * scale
+                for size in shape
+            ]
+            error = _probe(original, fused, bound, noise, channel_axis)
+            if error is not None:
+                worst = error if worst is None else max(worst, error)
+    return worst
+
+
+def _absolute(fused: GraphModule) -> GraphModule:
+    """The same graph with |kernel| and |bias|."""
+    twin = copy.deepcopy(fused)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.abs_()
+    return twin
+
+
+def _probe(
+    original: GraphModule,
+    fused: GraphModule,
+    bound: GraphModule,
+    inputs: list[Tensor],
+    axis: int | None,
+) -> float | None:
+    with torch.no_grad():
+        try:
+            expected: Tensor = original(*inputs)
+        except (RuntimeError, ValueError, IndexError):
+            return None
+        try:
+            found: Tensor = fused(*inputs)
+            limit: Tensor = bound(*(value.abs() for value in inputs))
+        except (RuntimeError, ValueError, IndexError):
+            return float("inf")
+    if expected.shape != found.shape:
+        return float("inf")
+    return _relative(expected - found, limit, axis)
+
+
+def _relative(difference: Tensor, limit: Tensor, axis: int | None) -> float:
+    if difference.numel() == 0:
+        return 0.0
+    if axis is None:
+        errors, limits = difference.abs().amax()[None], limit.abs().amax()[None]
+    else:
+        errors = difference.abs().movedim(axis, 0).flatten(1).amax(1)
+        limits = limit.abs().movedim(axis, 0).flatten(1).amax(1)
+    ratio = torch.where(errors == 0, torch.zeros_like(errors), errors / limits)
+    return float(ratio.nan_to_num(nan=float("inf")).amax())
+
+
+# ---- whole models ------------------------------------------------------------------
+
+
+def verify(
+    reference: Runnable,
+    candidate: Runnable,
+    inputs: Sequence[Any],
+    *,
+    max_error_ratio: float = MAX_ERROR_RATIO,
+) -> VerifyReport:
+    """Whether `candidate` is the same function as `reference`, on these inputs.
+
+    Args:
+        reference: the model to trust; it is also run in float64.
+        candidate: the model to judge, in its own dtype.
+        inputs: positional arguments of both.
+        max_error_ratio: how many times as far from the float64 reference as the
+            reference's own rounding the candidate may be.
+
+    Raises:
+        VerificationError: the reference does not run on the inputs.
+    """
+    return compare(reference, candidate, None, [tuple(inputs)], max_error_ratio)
+
+
+def compare(
+    reference: Runnable,
+    candidate: Runnable,
+    candidate64: nn.Module | None,
+    batches: Sequence[tuple[Any, ...]],
+    max_error_ratio: float = MAX_ERROR_RATIO,
+) -> VerifyReport:
+    """`verify` over several batches; with `candidate64` the exactness as well."""
+    plain, wide = _runnable(reference), _in_float64(_runnable(reference))
+    judged = _runnable(candidate)
+    state = VerifyReport(ok=True, verdict="equal", error_ratio=0.0, max_abs=0.0)
+    for batch in batches:
+        state = _compare_batch(
+            _Quartet(plain, wide, judged, candidate64), batch, state, max_error_ratio
+        )
+        if state.verdict == "not comparable":
+            break
+    return state
+
+
+@dataclass(frozen=True)
+class _Quartet:
+    original: nn.Module
+    original64: nn.Module | None
+    candidate: nn.Module
+    candidate64: nn.Module | None
+
+
+def _compare_batch(
+    models: _Quartet, batch: tuple[Any, ...], state: VerifyReport, limit: float
+) -> VerifyReport:
+    own = run(models.original, batch)
+    double = _cast(batch, torch.float64)
+    exact: list[Tensor] | None = None
+    if models.original64 is not None:
+        exact = _try_run(models.original64, double)
+    truth = own if exact is None else exact
+    found = run(models.candidate, batch)
+    if [t.shape for t in truth] != [t.shape for t in found]:
+        return replace(state, ok=False, verdict="different", note="output shapes differ")
+    if not all(bool(t.isfinite().all()) for t in (*own, *truth) if t.is_floating_point()):
+        note = "the reference is not finite"
+        return replace(state, ok=False, verdict="not comparable", note=note)
+    ratios = [_error_ratio(o, c, t) for o, c, t in zip(own, found, truth)]
+    exactness = state.exactness
+    if models.candidate64 is not None and exact is not None:
+        wide = run(models.candidate64, double)
+        errors = [_distance(a, b) for a, b in zip(wide, exact)]
+        exactness = max([exactness or 0.0, *errors])
+    ratio = max([state.error_ratio or 0.0, *ratios])
+    ok = state.ok and ratio <= limit and (exactness is None or exactness <= EXACT)
+    differences = [_max_abs(a, b) for a, b in zip(found, own)]
+    return replace(
+        state,
+        ok=ok,
+        verdict="equal" if ok else "different",
+        exactness=exactness,
+        error_ratio=ratio,
+        max_abs=max([state.max_abs or 0.0, *differences]),
+        top1_agreement=_agreement(own, found, state),
+        samples=state.samples + _batch_size(batch),
+        note=state.note if exact is not None else "no float64 reference could be run",
+    )
+
+
+def _error_ratio(original: Tensor, candidate: Tensor, truth: Tensor) -> float:
+    """‖candidate - truth‖ / max(‖original - truth‖, eps·‖truth‖)."""
+    if not truth.is_floating_point():
+        return 0.0 if torch.equal(candidate, truth) else float("inf")
+    wide = truth.double()
+    error = float((candidate.double() - wide).norm())
+    rounding = float((original.double() - wide).norm())
+    floor = torch.finfo(candidate.dtype).eps * float(wide.norm())
+    if error == 0.0:
+        return 0.0
+    allowed = max(rounding, floor)
+    ratio = error / allowed if allowed > 0 else float("inf")
+    return ratio if ratio == ratio else float("inf")
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else float("inf")
+    error, size = float((a - b).norm()), float(b.norm())
+    if error == 0.0:
+        return 0.0
+    ratio = error / size if size > 0 else float("inf")
+    return ratio if ratio == ratio else float("inf")
+
+
+def _max_abs(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
+
+
+def _agreement(
+    own: list[Tensor], found: list[Tensor], state: VerifyReport
+) -> float | None:
+    """Share of rows with the same largest entry, where the output looks like logits."""
+    if len(own) != 1 or own[0].dim() != 2 or not own[0].is_floating_point():
+        return None
+    same = float((own[0].argmax(1) == found[0].argmax(1)).double().mean())
+    before, now = state.samples, len(own[0])
+    return ((state.top1_agreement or 0.0) * before + same * now) / (before + now)
+
+
+def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
+    """The tensors in the model's output, flat."""
+    with torch.no_grad():
+        try:
+            output = model(*inputs)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise VerificationError(f"The model does not run on these inputs: {lines[0]}")
+    leaves = pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _try_run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
+    try:
+        return run(model, inputs)
+    except VerificationError:
+        return None
+
+
+def _runnable(model: Runnable) -> nn.Module:
+    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+
+
+def _in_float64(model: nn.Module) -> nn.Module | None:
+    try:
+        return copy.deepcopy(model).double()
+    except Exception:  # noqa: BLE001 - any custom tensor may refuse; then there is none
+        return None
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    def convert(leaf: Any) -> Any:
+        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.to(dtype) if floating else leaf
+
+    return pytree.tree_map(convert, values)
+
+
+def _batch_size(batch: tuple[Any, ...]) -> int:
+    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return int(leaves[0].shape[0]) if leaves and leaves[0].dim() else 1
+
+
+def sample_batches(inputs: Sequence[Any], samples: int) -> list[tuple[Any, ...]]:
+    """The example inputs, then normal noise of the same shape until `samples` are run."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(leaf: Any) -> Any:
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            return leaf
+        drawn = torch.randn(leaf.shape, generator=generator)
+        return drawn.to(dtype=leaf.dtype, device=leaf.device)
+
+    batches = [tuple(inputs)]
+    while sum(map(_batch_size, batches)) < samples:
+        batches.append(tuple(pytree.tree_map(noise, tuple(inputs))))
+    return batches
+
+
+Progress = Callable[[str], None]
