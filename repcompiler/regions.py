@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from repcompiler.affine import Diagonal, Meaning, Transposed, Window
+from repcompiler.affine import Meaning, Transposed, Window
 from repcompiler.facts import Facts, fetch
 from repcompiler.lift import Affine, Lifted, op_label
 from repcompiler.lower import Emitter, Target
+from repcompiler.select import between
 
 
 @dataclass(frozen=True)
@@ -42,31 +43,12 @@ def rewrites(
     found: list[Rewrite] = []
     for value in sorted(chosen, key=order.__getitem__):
         meaning = chosen[value]
-        nodes = tuple(sorted(_slice(value, meaning, lifted), key=order.__getitem__))
+        nodes = tuple(sorted(between(value, meaning, lifted), key=order.__getitem__))
         main = [node for node in nodes if _is_conv(node, lifted)]
         name = _name(nodes, main)
         kind = _kind(meaning, nodes, main, facts)
         found.append(Rewrite(value, meaning, nodes, name, kind))
     return tuple(found)
-
-
-def _slice(
-    value: Node, meaning: Meaning, lifted: Mapping[Node, Lifted]
-) -> set[Node]:
-    """Nodes between the sources and the value; size arguments are not part of it."""
-    stop = set(meaning.sources)
-    seen, stack = {value}, [value]
-    while stack:
-        own = lifted[stack.pop()]
-        inputs = (
-            [source for source, _ in own.parts]
-            if isinstance(own, Affine)
-            else [getattr(own, "source")]
-        )
-        fresh = [i for i in inputs if i not in seen and i not in stop]
-        seen.update(fresh)
-        stack.extend(fresh)
-    return seen
 
 
 def _is_conv(node: Node, lifted: Mapping[Node, Lifted]) -> bool:
@@ -193,7 +175,3 @@ def fused_form(rewrite: Rewrite, facts: Facts) -> GraphModule:
     graph.output(emitter.emit(rewrite.meaning, rewrite.name))
     return GraphModule(attributes, graph)
 
-
-def is_identity(map: object) -> bool:
-    """Whether a map changes nothing."""
-    return isinstance(map, Diagonal) and map.is_identity

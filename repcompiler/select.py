@@ -9,6 +9,7 @@ therefore stay short and keep the whole linear in the number of nodes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -20,7 +21,7 @@ from repcompiler.affine import Diagonal, Meaning, Step, Term, Window
 from repcompiler.compose import Composed
 from repcompiler.cost import Work
 from repcompiler.facts import Facts
-from repcompiler.lift import Affine, Carry, Opaque
+from repcompiler.lift import Affine, Carry, Lifted, Opaque
 
 # The nominal image, where no example input gives sizes.
 NOMINAL_POSITIONS = 224.0 * 224.0
@@ -178,12 +179,28 @@ def _live(graph: Graph, state: _Selection) -> set[Node]:
 
 
 def _recomputed(selected: Selected, composed: Composed) -> set[Node]:
-    """Values with several readers that no longer exist: their work is done repeatedly."""
-    return {
-        node
-        for node in composed.candidates
-        if node not in selected.live and len(node.users) > 1
-    }
+    """Values with several readers whose work the plan does more than once."""
+    times: Counter[Node] = Counter(selected.live)
+    for value, meaning in selected.chosen.items():
+        times.update(between(value, meaning, composed.lifted) - {value})
+    return {n for n, count in times.items() if count > 1 and len(n.users) > 1}
+
+
+def between(value: Node, meaning: Meaning, lifted: Mapping[Node, Lifted]) -> set[Node]:
+    """Nodes from the sources (left out) to the value; size arguments are not among them."""
+    stop = set(meaning.sources)
+    seen, stack = {value}, [value]
+    while stack:
+        fresh = [i for i in _operands(lifted[stack.pop()]) if i not in seen | stop]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return seen
+
+
+def _operands(own: Lifted) -> tuple[Node, ...]:
+    if isinstance(own, Affine):
+        return tuple(source for source, _ in own.parts)
+    return () if isinstance(own, Opaque) else (own.source,)
 
 
 # ---- sizes and costs of ops --------------------------------------------------------
