@@ -57,6 +57,29 @@ class _Tracer(fx.Tracer):
 
     trace_asserts = True
 
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Trace, with a dictionary of tensors in place of a search for each of them."""
+        self._names: dict[int, str] = {}
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            self._names.setdefault(id(tensor), name)
+        return super().trace(root, concrete_args)
+
+    def create_arg(self, a: Any) -> Any:
+        """A tensor of the root as a `get_attr` node."""
+        name = self._names.get(id(a)) if isinstance(a, Tensor) else None
+        if name is not None:
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        """Parameters are proxies; other attributes are what they are."""
+        name = self._names.get(id(attr_val))
+        if name is None or not isinstance(attr_val, nn.Parameter):
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if parametrize.is_parametrized(m):
             return False
