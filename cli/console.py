@@ -6,9 +6,11 @@ With `--json -`, stdout is for machines alone and people's output goes to stderr
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -29,15 +31,16 @@ class Screen:
     people: Console
     progress: Console
     json_target: str | None
-    debug: bool = False
+    debug: bool
 
     @contextmanager
     def working(self, title: str) -> Iterator[Stage]:
         """A spinner that names the stage, on a terminal; nothing elsewhere.
 
-        What foreign code prints meanwhile goes to stderr, so that stdout stays clean.
+        What foreign code prints meanwhile goes to stderr, so that stdout stays clean;
+        its warnings are for its developers, and shown with --debug only.
         """
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _without_warnings(self.debug):
             if not self.progress.is_terminal:
                 yield lambda stage: None
                 return
@@ -60,7 +63,7 @@ class Screen:
             temporary.write_text(text, encoding="utf-8")
 
 
-def open_screen(json_target: str | None, *, quiet: bool, debug: bool = False) -> Screen:
+def open_screen(json_target: str | None, *, quiet: bool, debug: bool) -> Screen:
     """The screen of one command.
 
     Raises:
@@ -77,6 +80,19 @@ def open_screen(json_target: str | None, *, quiet: bool, debug: bool = False) ->
         json_target=json_target,
         debug=debug,
     )
+
+
+@contextmanager
+def _without_warnings(debug: bool) -> Iterator[None]:
+    level = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def console(stream: TextIO, *, quiet: bool = False) -> Console:

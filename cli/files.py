@@ -30,6 +30,7 @@ def all_or_nothing(paths: Sequence[Path]) -> Iterator[list[Path]]:
     try:
         yield temporary
         for source, target in zip(temporary, finals):
+            source.chmod(0o666 & ~_umask())  # some writers leave theirs private
             os.replace(source, target)
     finally:
         for path in temporary:
@@ -64,6 +65,12 @@ def check_writable(path: Path, option: str) -> None:
             f"{option} {path} cannot be written: {error.strerror}.",
             hint="Name a place where you may create files.",
         ) from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 class _Probed(Exception):

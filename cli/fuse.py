@@ -88,7 +88,7 @@ def fuse(
         raise BadInput(
             f"--capture {capture} is not known.", hint=f"One of {', '.join(DOORS)}."
         )
-    screen = open_screen(json_target, quiet=quiet)
+    screen = open_screen(json_target, quiet=quiet, debug=debug)
     outputs, reports = artefacts.plan(output or [], report or [])
     asked = sources.ModelOptions(
         args=common.parse_model_args(model_arg),

@@ -35,7 +35,7 @@ def models(
     """List the models that can be named; PATTERN narrows the list."""
     from fastvit_cli import catalogue
 
-    screen = open_screen(json_target, quiet=quiet)
+    screen = open_screen(json_target, quiet=quiet, debug=debug)
     with screen.working("models"):
         families = {
             family: catalogue.matching(pattern or "", names())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
+_REBUILD_HINT = "write it again with these versions, or keep a .pt2."
 CHECKPOINTS = (".pth", ".pt", ".pth.tar", ".bin")
 
 
@@ -55,9 +55,7 @@ def load(text: str, options: ModelOptions) -> Loaded:
     _check_device(options.device)
     torch.manual_seed(options.seed)
     random.seed(options.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        built = _build(form, text, options)
+    built = _build(form, text, options)
     if options.weights is not None:
         built = _with_weights(built, options.weights)
     built = _placed(text, built, options)
@@ -158,7 +156,11 @@ def _from_artefact(text: str, options: ModelOptions) -> Built:
         model = _fused(built, card)
     floating = [value.dtype for value in state.values() if value.is_floating_point()]
     model = model.to(floating[0] if floating else torch.float32)
-    _reading(lambda: weights.load_state_dict_strictly(model, state, source=text))
+    try:
+        _reading(lambda: weights.load_state_dict_strictly(model, state, source=text))
+    except BadInput as error:
+        error.hint = f"It was written with {metadata.get('versions')}; {_REBUILD_HINT}"
+        raise
     return replace(built, model=model, card=card, notes=())
 
 
@@ -203,7 +205,7 @@ def _reading(read: Any) -> Any:
     try:
         return read()
     except WeightsError as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(error.args[0], hint=error.hint) from error
     except OSError as error:
         raise BadInput(
             f"{error.filename} cannot be read: {error.strerror}.",

@@ -31,7 +31,7 @@ CASES = [
     (["fuse", "os.path:jion"], "os.path has no 'jion'", "join"),
     (["fuse", "a-b:c"], "'a-b' is not the name of a Python module", ".py:callable"),
     (["fuse", "net.py:bild"], "net.py has no 'bild'", "build"),
-    (["fuse", "net.py:constant"], "is of type int, not a callable", "returns the model"),
+    (["fuse", "net.py:constant"], "is of type int, not", "returns the model"),
     (["fuse", "net.py:number"], "returned type int", "torch.nn.Module"),
     (["fuse", "net.py:fails"], "ValueError: no such backbone second line", "--debug"),
     (["fuse", "broken.py:build"], "broken.py, line 1", "Mend"),
