@@ -2,6 +2,7 @@
 
 Per spatial axis: one output, two, and enough for an interior; and, under a stride, both
 the least input that gives so many outputs and the most. Odd and even sizes are among them.
+Where the layout is free, the rows of a batch are the probes (`PROBE_SCALES`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from torch.fx import Node
 from repcompiler.affine import Axis, Diagonal, Meaning, Term, Transposed, Window
 from repcompiler.facts import Facts
 
-BATCH = 2
+# Zero finds the bias, noise the map; the large and the small show what those two hide.
+PROBE_SCALES = (0.0, 1.0, 1e4, 1e-4)
 FREE = (3, 4, 5)
 
 
@@ -25,7 +27,8 @@ def probe_shapes(
         return _example_shapes(meaning, facts)
     spatial = max((len(_axes(term)) for term in meaning.terms), default=0)
     reach = max((a.span for t in meaning.terms for a in _axes(t)), default=1)
-    sets = ((1, 0), (2, 0), (2, 1), (reach + 2, 0), (reach + 3, 1))
+    strided = any(axis.stride > 1 for term in meaning.terms for axis in _axes(term))
+    sets = [(1, 0), (2, 0), (reach + 2, 0)] + [(2, 1), (reach + 3, 1)] * strided
     shapes = [
         shape
         for outputs, rest in (sets if spatial else sets[:1])
@@ -68,7 +71,7 @@ def _source_shape(
     axis = term.map.axis if term.map.axis is not None else meaning.axis
     rank = facts.rank(term.source) or facts.rank(value)
     if axis is None:  # one number for all channels: any shape shows the same
-        return (BATCH, *FREE)[: rank or 2]
+        return (len(PROBE_SCALES), *FREE)[: rank or 2]
     spatial = -axis - 1
     rank = max(rank or spatial + 2, spatial + 1)
     channels = _channels(term, meaning, facts, axis)
@@ -79,7 +82,7 @@ def _source_shape(
     for index, window in enumerate(axes):
         least = (outputs + index - 1) * window.stride + 1 - window.tail
         sizes.append(least + rest * (window.stride - 1))
-    leading = (BATCH, *FREE)[: rank - spatial - 1]
+    leading = (len(PROBE_SCALES), *FREE)[: rank - spatial - 1]
     if any(size < 1 for size in sizes):
         return None
     return (*leading, channels, *sizes)

@@ -12,7 +12,7 @@ as far from that reference as the original was. No tolerance is tuned by hand.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +22,11 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import VerificationError
+from repcompiler.probes import PROBE_SCALES
 from repcompiler.report import VerifyReport
 
 EXACT = 1e-9
 MAX_ERROR_RATIO = 8.0
-PROBE_SCALES = (0.0, 1.0, 1e4, 1e-4)
 
 Runnable = nn.Module | torch.export.ExportedProgram
 Shapes = tuple[tuple[int, ...], ...]
@@ -44,64 +44,65 @@ def region_error(
     """Largest error of `fused` relative to |A||x| + |b|, over shapes and probes.
 
     Both are float64 functions of the same sources. Shapes that the original itself does
-    not take are skipped; None if it took none of them.
+    not take are skipped; None if it took none of them. The fused graph is used up.
     """
-    bound = _absolute(fused)
-    worst: float | None = None
     generator = torch.Generator().manual_seed(0)
-    for shape in shapes:
-        for scale in PROBE_SCALES:
-            noise = [
-                torch.randn(size, generator=generator, dtype=torch.float64) * scale
-                for size in shape
-            ]
-            error = _probe(original, fused, bound, noise, channel_axis)
-            if error is not None:
-                worst = error if worst is None else max(worst, error)
-    return worst
-
-
-def _absolute(fused: GraphModule) -> GraphModule:
-    """The same graph with |kernel| and |bias|."""
-    twin = copy.deepcopy(fused)
+    errors: list[tuple[list[Tensor], Tensor]] = []
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for inputs in _probes(shapes, generator):
+            try:
+                expected: Tensor = original(*inputs)
+            except (RuntimeError, ValueError, IndexError):
+                continue
+            try:
+                found: Tensor = fused(*inputs)
+            except (RuntimeError, ValueError, IndexError):
+                return float("inf")
+            if expected.shape != found.shape:
+                return float("inf")
+            errors.append((inputs, expected - found))
+        for parameter in fused.parameters():  # |A| and |b|, from here on
             parameter.abs_()
-    return twin
+        ratios = [
+            _relative(error, fused(*(value.abs() for value in inputs)), channel_axis)
+            for inputs, error in errors
+        ]
+    return max(ratios, default=None)
 
 
-def _probe(
-    original: GraphModule,
-    fused: GraphModule,
-    bound: GraphModule,
-    inputs: list[Tensor],
-    axis: int | None,
-) -> float | None:
-    with torch.no_grad():
-        try:
-            expected: Tensor = original(*inputs)
-        except (RuntimeError, ValueError, IndexError):
-            return None
-        try:
-            found: Tensor = fused(*inputs)
-            limit: Tensor = bound(*(value.abs() for value in inputs))
-        except (RuntimeError, ValueError, IndexError):
-            return float("inf")
-    if expected.shape != found.shape:
-        return float("inf")
-    return _relative(expected - found, limit, axis)
+def _probes(
+    shapes: Sequence[Shapes], generator: torch.Generator
+) -> Iterator[list[Tensor]]:
+    """Noise of every scale: in the rows of one batch, or else one after the other."""
+    scales = torch.tensor(PROBE_SCALES, dtype=torch.float64)
+    for sizes in shapes:
+        noise = [
+            torch.randn(size, generator=generator, dtype=torch.float64)
+            for size in sizes
+        ]
+        if all(size[0] == len(scales) for size in sizes):
+            yield [n * scales.reshape(-1, *([1] * (n.dim() - 1))) for n in noise]
+        else:
+            yield from ([n * scale for n in noise] for scale in scales)
 
 
 def _relative(difference: Tensor, limit: Tensor, axis: int | None) -> float:
+    """max over rows and channels of max|difference| / max limit, over positions."""
     if difference.numel() == 0:
         return 0.0
-    if axis is None:
-        errors, limits = difference.abs().amax()[None], limit.abs().amax()[None]
-    else:
-        errors = difference.abs().movedim(axis, 0).flatten(1).amax(1)
-        limits = limit.abs().movedim(axis, 0).flatten(1).amax(1)
+    errors, limits = (_by_channel(value, axis) for value in (difference, limit))
     ratio = torch.where(errors == 0, torch.zeros_like(errors), errors / limits)
     return float(ratio.nan_to_num(nan=float("inf")).amax())
+
+
+def _by_channel(value: Tensor, axis: int | None) -> Tensor:
+    """The largest magnitude for each row (probe) and each channel."""
+    magnitude = value.abs()
+    if axis is None or magnitude.dim() < 2:
+        return magnitude.flatten(1).amax(1) if magnitude.dim() > 1 else magnitude
+    if magnitude.dim() == -axis:  # the channels come first: there are no rows
+        return magnitude.flatten(1).amax(1)
+    return magnitude.movedim(axis, 1).flatten(2).amax(2) if magnitude.dim() > 2 else magnitude
 
 
 # ---- whole models ------------------------------------------------------------------
@@ -292,5 +293,3 @@ def sample_batches(inputs: Sequence[Any], samples: int) -> list[tuple[Any, ...]]
         batches.append(tuple(pytree.tree_map(noise, tuple(inputs))))
     return batches
 
-
-Progress = Callable[[str], None]
