@@ -97,15 +97,15 @@ def _without_warnings(debug: bool) -> Iterator[None]:
 
 def console(stream: TextIO, *, quiet: bool = False) -> Console:
     """A console that is plain when not on a terminal, or when NO_COLOR is set."""
-    no_color = bool(os.environ.get("NO_COLOR"))
+    plain = bool(os.environ.get("NO_COLOR"))
     return Console(
         file=stream,
         quiet=quiet,
         highlight=False,
         markup=False,
         emoji=False,
-        no_color=no_color,
-        color_system=None if no_color else "auto",
+        force_terminal=False if plain else None,
+        color_system=None if plain else "auto",
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 BATCHES = (1, 3)
+STATIC_HINT = "Try it without --dynamic-size."
 AXES = {0: "batch", 2: "height", 3: "width"}
 
 
@@ -55,7 +56,38 @@ class Artefact:
             reason = f"{self.card.source} cannot be exported: {summary(error)}."
             if not self.dynamic_size:
                 raise JobFailed(reason) from error
-            raise BadInput(reason, hint="Try it without --dynamic-size.") from error
+            raise BadInput(reason, hint=STATIC_HINT) from error
+
+    @cached_property
+    def samples(self) -> list[tuple[Tensor, ...]]:
+        """Inputs that what was written must take: each batch, and another height.
+
+        Raises:
+            BadInput: the model itself takes no other height.
+        """
+        if not self.dynamic_batch:
+            return [self.inputs]
+        samples = [rebatch(self.inputs, batch) for batch in BATCHES]
+        if self.dynamic_size:
+            samples.append(self._taller())
+        return samples
+
+    def _taller(self) -> tuple[Tensor, ...]:
+        import torch
+
+        # Twice the height keeps whatever divisibility the model asks for.
+        inputs = tuple(
+            torch.cat([x, x], dim=2) if x.dim() == 4 else x for x in self.inputs
+        )
+        try:
+            with torch.no_grad():
+                self.model(*inputs)
+        except Exception as error:
+            raise BadInput(
+                f"{self.card.source} takes no other size: {summary(error)}.",
+                hint=STATIC_HINT,
+            ) from error
+        return inputs
 
     @property
     def axes(self) -> tuple[tuple[int, ...], ...]:
@@ -209,9 +241,8 @@ def check_same(artefact: Artefact, candidate: nn.Module, what: str) -> None:
     """
     import repcompiler as rc
 
-    batches = BATCHES if artefact.dynamic_batch else (None,)
-    for batch in batches:
-        inputs = artefact.inputs if batch is None else rebatch(artefact.inputs, batch)
+    for inputs in artefact.samples:
+        batch = inputs[0].shape[0]
         try:
             verdict = rc.verify(artefact.model, candidate, inputs)
         except rc.RepCompilerError as error:
