@@ -1,7 +1,7 @@
 """repcompiler: rewrite the affine parts of a PyTorch model into the cheapest equal ops.
 
-    result = repcompiler.fuse(model, example_inputs)
-    result.model, result.report
+result = repcompiler.fuse(model, example_inputs)
+result.model, result.report
 """
 
 from repcompiler.capture import capture

@@ -108,9 +108,7 @@ def _add_diagonals(a: Diagonal, b: Diagonal) -> Diagonal | Refusal:
         return Refusal(Reason.CHANNEL_MISMATCH)
     one = constant(1.0)
     scale = add_vectors(a.scale or one, b.scale or one)
-    return Diagonal(
-        axes.pop() if axes else None, sizes.pop() if sizes else None, scale
-    )
+    return Diagonal(axes.pop() if axes else None, sizes.pop() if sizes else None, scale)
 
 
 def _add_transposed(a: Map, b: Map) -> Map | Refusal:
@@ -306,9 +304,7 @@ def _chain(second: Axis, first: Axis) -> Axis:
     )
 
 
-def _before_transposed(
-    second: Transposed, first: Map, biased: bool
-) -> Map | Refusal:
+def _before_transposed(second: Transposed, first: Map, biased: bool) -> Map | Refusal:
     if isinstance(first, Transposed) or (biased and not second.local):  # 4
         return Refusal(Reason.TRANSPOSED)
     if isinstance(first, Diagonal):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import CaptureError, NotEval, UnsupportedInput
+from repcompiler.facts import fetch
 from repcompiler.lift import is_hooked
 from repcompiler.normalise import Clean, clean
 
@@ -38,6 +40,7 @@ class Captured:
         door: `symbolic_trace`, `export`, `graph_module` or `exported_program`.
         exact: float64 values of constants that were folded, by attribute name.
         frozen: attributes that the graph itself writes, which are no constants.
+        baked: constants that tracing made, which the model does not own.
         mutated: nodes that are written in place in a way that could not be undone.
         inputs: the example inputs, flat, in the order of the placeholders; or None.
         notes: sentences for the report.
@@ -47,6 +50,7 @@ class Captured:
     door: str
     exact: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     frozen: frozenset[str] = frozenset()
+    baked: frozenset[str] = frozenset()
     mutated: frozenset[fx.Node] = frozenset()
     inputs: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -128,9 +132,13 @@ def run_capture(
 
 def require_eval(model: nn.Module) -> None:
     """Raise `NotEval` with the names of the modules that are in train mode."""
-    names = [name or "the model itself" for name, m in model.named_modules() if m.training]
+    names = [
+        name or "the model itself" for name, m in model.named_modules() if m.training
+    ]
     if names:
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        shown = ", ".join(names[:3]) + (
+            f" and {len(names) - 3} more" if names[3:] else ""
+        )
         raise NotEval(
             f"In train mode: {shown}.", hint="Call model.eval() before fusing."
         )
@@ -141,7 +149,8 @@ def _through_doors(
 ) -> Captured:
     if door not in ("auto", *DOORS):
         raise UnsupportedInput(
-            f"Unknown capture door {door!r}.", hint="Use auto, symbolic_trace or export."
+            f"Unknown capture door {door!r}.",
+            hint="Use auto, symbolic_trace or export.",
         )
     failures: list[str] = []
     for name in DOORS if door == "auto" else (door,):
@@ -151,29 +160,50 @@ def _through_doors(
             failures.append(f"{name}: {error}")
             continue
         if not check or inputs is None or same_function(model, module, inputs):
-            return _finish(module, name, inputs)
+            return _finish(module, name, inputs, model)
         failures.append(f"{name}: the graph computes something else than the module")
     hint = (
         "Pass example_inputs, so that torch.export can be tried."
         if inputs is None
         else "Fuse the submodules that can be captured one by one."
     )
-    raise CaptureError("Cannot capture the model. " + "; ".join(failures) + ".", hint=hint)
+    raise CaptureError(
+        "Cannot capture the model. " + "; ".join(failures) + ".", hint=hint
+    )
 
 
-def _finish(module: GraphModule, door: str, inputs: tuple[Any, ...] | None) -> Captured:
+def _finish(
+    module: GraphModule,
+    door: str,
+    inputs: tuple[Any, ...] | None,
+    owner: nn.Module | None = None,
+) -> Captured:
+    baked = frozenset[str]() if owner is None else _baked(module, owner)
     flat = None if inputs is None else tuple(pytree.tree_leaves(list(inputs)))
     if inputs is not None and not _is_flattened(module):
         flat = inputs
-    cleaned: Clean = clean(module)
+    cleaned: Clean = clean(module, baked)
     return Captured(
         module=cleaned.module,
         door=door,
         exact=cleaned.exact,
         frozen=cleaned.frozen,
+        baked=baked,
         mutated=cleaned.mutated,
         inputs=flat,
         notes=cleaned.notes,
+    )
+
+
+def _baked(module: GraphModule, owner: nn.Module) -> frozenset[str]:
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    own = (*owner.named_parameters(), *owner.named_buffers())
+    tensors = {id(tensor) for _, tensor in own}
+    names = {name for name, _ in own}
+    return frozenset(
+        name
+        for name in read
+        if name not in names and id(fetch(module, name)) not in tensors
     )
 
 
@@ -189,11 +219,24 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
             break
         try:
             tracer = _Tracer()
-            graph = tracer.trace(model, concrete_args=arguments)
-            return GraphModule(tracer.root, graph, type(model).__name__)
+            with _left_as_found(model):
+                graph = tracer.trace(model, concrete_args=arguments)
+                return GraphModule(tracer.root, graph, type(model).__name__)
         except Exception as error:  # noqa: BLE001 - the model's own code runs here
             errors.append(error)
     raise CaptureError(_first_line(errors[0]))
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Take back the constants that the tracer leaves on the module that it traces."""
+    before = set(model.__dict__)
+    try:
+        yield
+    finally:
+        for name in set(model.__dict__) - before:
+            if name.startswith("_tensor_constant"):
+                delattr(model, name)
 
 
 def _defaults(model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, Any]:
@@ -235,7 +278,9 @@ def _export_attempts(
     auto = torch.export.Dim.AUTO
 
     def every(leaf: Any) -> Any:
-        return {i: auto for i in range(leaf.dim())} if isinstance(leaf, Tensor) else None
+        return (
+            {i: auto for i in range(leaf.dim())} if isinstance(leaf, Tensor) else None
+        )
 
     def batch(leaf: Any) -> Any:
         return {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None
@@ -294,9 +339,7 @@ def same_function(
     replaced = {name: state[name] for name in owned if name in state}
     with torch.no_grad():
         expected = _outputs(lambda: twin(*inputs))
-        found = _outputs(
-            lambda: torch.func.functional_call(captured, replaced, inputs)
-        )
+        found = _outputs(lambda: torch.func.functional_call(captured, replaced, inputs))
     return len(expected) == len(found) and all(map(_close, expected, found))
 
 

@@ -44,6 +44,7 @@ class Facts:
     exact: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     values: dict[Node, Any] = field(default_factory=dict[Node, Any])
     frozen: frozenset[str] = frozenset()
+    baked: frozenset[str] = frozenset()
     exampled: bool = False
 
     def shape(self, node: Node) -> Shape | None:
@@ -99,9 +100,10 @@ def gather(
     example_inputs: Sequence[object] | None,
     exact: Mapping[str, Tensor],
     frozen: frozenset[str],
+    baked: frozenset[str],
 ) -> Facts:
     """Facts of every node of `module`, by evaluation on meta tensors where possible."""
-    facts = Facts(module, exact, {}, frozen, exampled=example_inputs is not None)
+    facts = Facts(module, exact, {}, frozen, baked, exampled=example_inputs is not None)
     given = iter(_widened(example_inputs) if example_inputs is not None else ())
     with torch.no_grad():
         for node in module.graph.nodes:
@@ -117,8 +119,12 @@ def _default(node: Node) -> object:
 
 
 def _widened(inputs: Sequence[object]) -> list[object]:
-    leaves = [leaf for leaf in pytree.tree_leaves(list(inputs)) if isinstance(leaf, Tensor)]
-    single = bool(leaves) and all(leaf.dim() > 1 and leaf.shape[0] == 1 for leaf in leaves)
+    leaves = [
+        leaf for leaf in pytree.tree_leaves(list(inputs)) if isinstance(leaf, Tensor)
+    ]
+    single = bool(leaves) and all(
+        leaf.dim() > 1 and leaf.shape[0] == 1 for leaf in leaves
+    )
 
     def to_meta(leaf: object) -> object:
         if not isinstance(leaf, Tensor):
@@ -226,7 +232,16 @@ def _partial(node: Node, facts: Facts, args: Any) -> Any:
         known = lambda: _partial_module(module, args)  # noqa: E731
     elif op_name(node) in ("conv1d", "conv2d", "conv3d", "linear"):
         known = lambda: _partial_weight(op_name(node), args)  # noqa: E731
-    elif op_name(node) in ("add", "sub", "mul", "add_", "iadd", "isub", "imul", "truediv"):
+    elif op_name(node) in (
+        "add",
+        "sub",
+        "mul",
+        "add_",
+        "iadd",
+        "isub",
+        "imul",
+        "truediv",
+    ):
         known = lambda: _partial_binary(args)  # noqa: E731
     return known() if known is not None else UNKNOWN
 

@@ -133,7 +133,10 @@ def find_rule(node: Node, facts: Facts, rules: Rules) -> Rule | None:
     target: Any = node.target
     rule = rules.get(target)
     if rule is None and not isinstance(target, torch._ops.OpOverload):
-        module, name = getattr(target, "__module__", ""), getattr(target, "__name__", "")
+        module, name = (
+            getattr(target, "__module__", ""),
+            getattr(target, "__name__", ""),
+        )
         rule = rules.get(f"{module}.{name}")
     return rule
 
@@ -170,4 +173,3 @@ def op_label(node: Node, facts: Facts) -> str:
     if "BatchNorm" in name:
         return "batch_norm"
     return name.lower()
-

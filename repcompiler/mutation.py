@@ -47,7 +47,9 @@ def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]
         if not _undo(module, node, target, groups[target], order):
             pinned |= groups[target] | {node}
     for node in [n for n in pinned if n in writes and n.op == "call_module"]:
-        pinned |= {n for n in nodes if n.op == "call_module" and n.target == node.target}
+        pinned |= {
+            n for n in nodes if n.op == "call_module" and n.target == node.target
+        }
     readers = {user for node in pinned for user in node.users}
     frozen = {str(node.target) for node in pinned if node.op == "get_attr"}
     return frozenset(frozen), frozenset(pinned | readers)
@@ -132,7 +134,11 @@ def _undo(
 ) -> bool:
     """Turn one write into a value and lead later readers to it; False if that differs."""
     now = order[node]
-    late = {n for n in group if n is not target and order[n] < now and _read_after(n, now, order)}
+    late = {
+        n
+        for n in group
+        if n is not target and order[n] < now and _read_after(n, now, order)
+    }
     if late or target.op == "get_attr" or "out" in node.kwargs:
         return False
     if not _make_functional(module, node):
@@ -155,7 +161,11 @@ def _make_functional(module: GraphModule, node: Node) -> bool:
         node.target = _OPERATORS[target]
     elif node.op == "call_method":
         name = str(target)[:-1]
-        if not name.isidentifier() or name in _OVERWRITES or not hasattr(torch.Tensor, name):
+        if (
+            not name.isidentifier()
+            or name in _OVERWRITES
+            or not hasattr(torch.Tensor, name)
+        ):
             return False
         node.target = name
     elif isinstance(target, torch._ops.OpOverload):
@@ -171,7 +181,9 @@ def _make_functional(module: GraphModule, node: Node) -> bool:
 
 
 # What these leave behind does not depend on what they overwrite, or has another shape.
-_OVERWRITES = frozenset("copy fill zero set resize uniform normal random requires_grad".split())
+_OVERWRITES = frozenset(
+    "copy fill zero set resize uniform normal random requires_grad".split()
+)
 
 
 def _copy_without_inplace(module: GraphModule, target: str) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, map_arg
-from torch.utils import _pytree as pytree
 
 from repcompiler.facts import fetch, op_name
 from repcompiler.lift import is_hooked
@@ -35,12 +34,15 @@ class Clean:
     notes: tuple[str, ...] = ()
 
 
-def clean(module: GraphModule) -> Clean:
-    """Bring `module` to normal form, in place; its parameters are shared, not copied."""
+def clean(module: GraphModule, baked: frozenset[str] = frozenset()) -> Clean:
+    """Bring `module` to normal form, in place; its parameters are shared, not copied.
+
+    `baked` names constants that tracing made: no cast of the model reaches those.
+    """
     drop_guards(module)
     drop_aliases(module)
     frozen, mutated = functionalise(module)
-    exact = fold_constants(module, frozen, mutated)
+    exact = fold_constants(module, frozen, mutated, baked)
     drop_dead(module)
     module.graph.lint()
     return Clean(module, exact, frozen, mutated & frozenset(module.graph.nodes))
@@ -104,11 +106,16 @@ def is_write(node: Node) -> bool:
     return bool(schema is not None and schema.is_mutable) or name == "setitem"
 
 
-_RANDOM = frozenset("rand randn randint bernoulli normal dropout rand_like randn_like".split())
+_RANDOM = frozenset(
+    "rand randn randint bernoulli normal dropout rand_like randn_like".split()
+)
 
 
 def fold_constants(
-    module: GraphModule, frozen: frozenset[str], mutated: frozenset[Node]
+    module: GraphModule,
+    frozen: frozenset[str],
+    mutated: frozenset[Node],
+    baked: frozenset[str] = frozenset(),
 ) -> dict[str, Tensor]:
     """Replace values that depend on parameters alone; returns their float64 values."""
     known: dict[Node, Any] = {}
@@ -116,7 +123,8 @@ def fold_constants(
         if node.op == "get_attr":
             value = fetch(module, str(node.target))
             if isinstance(value, Tensor) and str(node.target) not in frozen:
-                known[node] = value
+                own = str(node.target) not in baked
+                known[node] = _as_double(value) if own else value
         elif _foldable(node, known) and node not in mutated:
             result = _compute(node, known, module)
             if result is not None:
@@ -133,12 +141,16 @@ def _foldable(node: Node, known: Mapping[Node, Any]) -> bool:
     if node.op not in ("call_function", "call_method") or is_write(node):
         return False
     inputs = node.all_input_nodes
-    return bool(inputs) and all(i in known for i in inputs) and op_name(node) not in _RANDOM
+    return (
+        bool(inputs)
+        and all(i in known for i in inputs)
+        and op_name(node) not in _RANDOM
+    )
 
 
 def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
-    args: Any = map_arg(node.args, lambda n: _as_double(known[n]))
-    kwargs: Any = map_arg(node.kwargs, lambda n: _as_double(known[n]))
+    args: Any = map_arg(node.args, known.__getitem__)
+    kwargs: Any = map_arg(node.kwargs, known.__getitem__)
     try:
         with torch.no_grad():
             if node.op == "call_method":
@@ -149,12 +161,8 @@ def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
         return None
 
 
-def _as_double(value: Any) -> Any:
-    def convert(leaf: Any) -> Any:
-        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.detach().double() if floating else leaf
-
-    return pytree.tree_map(convert, value)
+def _as_double(value: Tensor) -> Tensor:
+    return value.detach().double() if value.is_floating_point() else value.detach()
 
 
 def _replace(

@@ -82,7 +82,9 @@ def make_report(state: State) -> FuseReport:
     """Everything the pipeline learnt, as plain data."""
     assert state.captured is not None and state.rewritten is not None
     model = state.model
-    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    module = (
+        model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    )
     before, macs_before = count(module, state.inputs)
     after, macs_after = count(state.rewritten.module, state.inputs)
     known = state.inputs is not None
@@ -236,16 +238,16 @@ def _kept(state: State) -> Iterable[Kept]:
             yield Kept(name, label, reason.code, reason.sentence)
 
 
-def _reason(
-    node: Node, label: str, undone: set[Node], state: State
-) -> Reason | None:
+def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason | None:
     assert state.composed is not None and state.selected is not None
     own = state.composed.lifted.get(node, Opaque(Reason.MUTATED))
     norm = label == "batch_norm"
     if node in undone:
         return Reason.NOT_EQUAL
     if isinstance(own, Opaque):
-        return own.reason if own.reason and label in _ACCOUNTED else None
+        known = state.facts is not None and state.facts.dtype(node)
+        accounted = label in _ACCOUNTED and bool(known or not state.inputs)
+        return own.reason if accounted else None
     if label not in _ACCOUNTED or not isinstance(own, Affine):
         return None
     refusals = state.composed.refusals.get(node, ())

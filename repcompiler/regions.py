@@ -147,7 +147,7 @@ def _outside(
         value = facts.exact.get(name)
         value = fetch(module, name) if value is None else value
         if isinstance(value, Tensor):
-            floating = value.is_floating_point()
+            floating = value.is_floating_point() and name not in facts.baked
             value = value.detach().cpu().to(torch.float64 if floating else value.dtype)
         attributes[name] = value
         return graph.get_attr(name)
@@ -174,4 +174,3 @@ def fused_form(rewrite: Rewrite, facts: Facts) -> GraphModule:
     emitter = Emitter(graph, value_of, hold, Target(trainable=False))
     graph.output(emitter.emit(rewrite.meaning, rewrite.name))
     return GraphModule(attributes, graph)
-

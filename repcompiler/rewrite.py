@@ -66,7 +66,9 @@ def rewrite(
     _drop_dead(graph)
     names = _settle_names(graph, fresh)
     attributes = _copied(graph, module, facts, dtype)
-    attributes.update({names[key]: thing for key, thing in fresh.items() if key in names})
+    attributes.update(
+        {names[key]: thing for key, thing in fresh.items() if key in names}
+    )
     living = set(graph.nodes)
     added = {
         value: tuple(_describe(node) for node in nodes if node in living)
@@ -78,7 +80,8 @@ def rewrite(
         if twin not in living or node in emitted
     }
     root = type(module).__name__
-    return Rewritten(GraphModule(attributes, graph, root), added, frozenset(removed))
+    built = GraphModule(_assemble(attributes), graph, root)
+    return Rewritten(built, added, frozenset(removed))
 
 
 def _target(
@@ -160,10 +163,37 @@ def _copied(
         for name, value in found.items():
             if isinstance(value, nn.Module):
                 value.to(dtype)
+            elif name in facts.baked:
+                continue
             elif isinstance(value, Tensor) and value.is_floating_point():
                 exact = facts.exact.get(name, value)
                 found[name] = exact.detach().to(value.device, dtype)
     return found
+
+
+def _assemble(attributes: Mapping[str, Any]) -> nn.Module:
+    """A module with these attributes at these dotted paths.
+
+    A parameter may be read beside the module that owns it; then it is there already.
+    """
+    root = nn.Module()
+    for name in sorted(attributes, key=lambda name: name.count(".")):
+        *path, field = name.split(".")
+        place = root
+        for part in path:
+            if not hasattr(place, part):
+                setattr(place, part, nn.Module())
+            place = getattr(place, part)
+        if isinstance(place, nn.Module) and not hasattr(place, field):
+            _attach(place, field, attributes[name])
+    return root
+
+
+def _attach(place: nn.Module, field: str, value: Any) -> None:
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        place.register_buffer(field, value)
+    else:
+        setattr(place, field, value)
 
 
 def _describe(node: Node) -> str:

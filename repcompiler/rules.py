@@ -39,7 +39,9 @@ def same_float(op: Op, *inputs: Node) -> bool:
     if op.facts.exampled:
         complete = all(op.facts.dtype(node) is not None for node in (op.node, *inputs))
         return complete and len(kinds) == 1 and kinds.pop().is_floating_point  # type: ignore[union-attr]
-    return len(kinds) == 1 and all(kind is not None and kind.is_floating_point for kind in kinds)
+    return len(kinds) == 1 and all(
+        kind is not None and kind.is_floating_point for kind in kinds
+    )
 
 
 def per_axis(value: Any, spatial: int) -> tuple[int, ...]:
@@ -163,7 +165,10 @@ def batch_norm(op: Op) -> Lifted:
     names = ("running_mean", "running_var", "weight", "bias")
     given = {name: op.args.get(name) for name in names if op.args.get(name) is not None}
     tensors = {name: facts.constant(value) for name, value in given.items()}
-    if any(tensor is None for tensor in tensors.values()) or "running_var" not in tensors:
+    if (
+        any(tensor is None for tensor in tensors.values())
+        or "running_var" not in tensors
+    ):
         return Opaque(Reason.NOT_CONSTANT)
     rank = facts.rank(op.node)
     if not isinstance(node, Node) or rank is None:
@@ -376,4 +381,3 @@ def unchanged(op: Op) -> Lifted:
     if not isinstance(op.input, Node) or op.get("training", False) is not False:
         return Opaque(Reason.TRAIN_MODE)
     return Alias(op.input)
-

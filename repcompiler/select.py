@@ -277,9 +277,7 @@ def _meaning_ops(
     return ops
 
 
-def _term_cost(
-    term: Term, meaning: Meaning, node: Node, state: _Selection
-) -> float:
+def _term_cost(term: Term, meaning: Meaning, node: Node, state: _Selection) -> float:
     channels = _channels(meaning, node, state)
     map = term.map
     computing = [step for step in term.after if step.computes]

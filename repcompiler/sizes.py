@@ -21,6 +21,7 @@ from repcompiler.lift import Affine, Rules, lift
 
 def settle_sizes(module: GraphModule, facts: Facts, rules: Rules) -> None:
     """Move size questions to earlier values, in place; facts follow."""
+    _spell_out_likes(module, facts)
     _split_shapes(module, facts)
     for node in list(module.graph.nodes):
         asked = _question(node, facts)
@@ -43,6 +44,26 @@ def _is_shape(node: Node) -> bool:
         (node.target is getattr and node.args[1:] == ("shape",))
         or op_name(node) == "sym_size"
     )
+
+
+def _spell_out_likes(module: GraphModule, facts: Facts) -> None:
+    """Turn `x.reshape_as(y)` into `x.reshape(y.size(0), …)`, which only asks for sizes."""
+    for node in list(module.graph.nodes):
+        if op_name(node) not in ("reshape_as", "view_as") or len(node.args) != 2:
+            continue
+        value, like = node.args
+        rank = facts.rank(like) if isinstance(like, Node) else None
+        if rank is None:
+            continue
+        with module.graph.inserting_before(node):
+            sizes = [module.graph.call_method("size", (like, i)) for i in range(rank)]
+            fresh = module.graph.call_method("reshape", (value, *sizes))
+        shape = facts.shape(node) or (None,) * rank
+        facts.values.update(zip(sizes, shape))
+        facts.values[fresh] = facts.values[node]
+        fresh.meta = dict(node.meta)
+        node.replace_all_uses_with(fresh)
+        module.graph.erase_node(node)
 
 
 def _split_shapes(module: GraphModule, facts: Facts) -> None:
