@@ -5,6 +5,8 @@ With `--json -`, stdout is for machines alone and people's output goes to stderr
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
@@ -12,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,14 +40,24 @@ class Screen:
         """A spinner that names the stage, on a terminal; nothing elsewhere.
 
         What foreign code prints meanwhile goes to stderr, so that stdout stays clean;
-        its warnings are for its developers, and shown with --debug only.
+        what it warns of and logs is shown with --debug only.
         """
-        with redirect_stdout(sys.stderr), _without_warnings(self.debug):
+        with redirect_stdout(sys.stderr), _without_logs(self.debug):
             if not self.progress.is_terminal:
                 yield lambda stage: None
                 return
             with self.progress.status(title) as status:
                 yield lambda stage: status.update(f"{title}: {stage}")
+
+    @contextmanager
+    def hushed(self) -> Iterator[None]:
+        """Swallow prints of the block: torch shows whole graphs when it gives up."""
+        sink = io.StringIO()
+        with contextlib.ExitStack() as stack:
+            if not self.debug:
+                stack.enter_context(redirect_stdout(sink))
+                stack.enter_context(redirect_stderr(sink))
+            yield
 
     def emit(self, document: dict[str, Any]) -> None:
         """Write the command's JSON where `--json` says, if it was given.
@@ -83,12 +95,12 @@ def open_screen(json_target: str | None, *, quiet: bool, debug: bool) -> Screen:
 
 
 @contextmanager
-def _without_warnings(debug: bool) -> Iterator[None]:
+def _without_logs(debug: bool) -> Iterator[None]:
     level = logging.root.manager.disable
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")
-            logging.disable(logging.WARNING)
+            logging.disable(logging.CRITICAL)
         try:
             yield
         finally:

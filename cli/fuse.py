@@ -103,12 +103,13 @@ def fuse(
         stage("load")
         loaded = sources.load(model, asked)
         artefacts.check_dtype(outputs, loaded.dtype)
-        result = _compile(loaded, capture, not no_verify, stage)
-        document = _document(loaded, result.report)
-        equal = no_verify or result.report.equivalence.ok
-        if equal:
-            fused = _artefact(loaded, result.model, capture, dynamic_size)
-            _write(fused, outputs, reports, document, stage)
+        with screen.hushed():
+            result = _compile(loaded, capture, not no_verify, stage)
+            document = _document(loaded, result.report)
+            equal = no_verify or result.report.equivalence.ok
+            if equal:
+                fused = _artefact(loaded, result.model, capture, dynamic_size)
+                _write(fused, outputs, reports, document, stage)
     render.fusion(screen.people, loaded, result.report, document, verbose=verbose)
     screen.emit(document)
     if not equal:
