@@ -5,13 +5,14 @@ plus a sum of maps of sources, where `before` and `after` are layout ops (views)
 map is one of
 
 * `Diagonal`   y[c] = s[c] · x[c], at every position (identity: no scale at all);
-* `Window`     y[o, p] = Σ_{i, t} K[o, i, t] · x[i, stride·p + first + step·t], a conv of
+* `Window`     y[o, p] = Σ_{i, t} K[o, i, t] · x[i, stride·p + first + step·t], a conv
+of
   any rank, or a linear layer, which is a window without spatial axes;
 * `Transposed` a transposed conv, which scatters where a window gathers.
 
-Axes are counted from the end (the channels of an image are axis -3), so that batched and
-unbatched values are one case. Geometry is data. Numbers are thunks that make float64
-tensors, so that a plan can be costed without a kernel being built.
+Axes are counted from the end (the channels of an image are axis -3), so that batched
+and unbatched values are one case. Geometry is data. Numbers are thunks that make
+float64 tensors, so that a plan can be costed without a kernel being built.
 """
 
 from __future__ import annotations
@@ -117,10 +118,10 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Window:
-    """A conv, or a linear layer where `axes` is empty. `kernel`: (O, I / groups, *taps).
+    """A conv, or a linear layer if `axes` is empty. `kernel`: (O, I/groups, *taps).
 
-    `mode` is what lies outside of the input: zeros, reflect, replicate or circular; it is
-    `zeros` wherever no axis pads.
+    `mode` is what lies outside of the input: zeros, reflect, replicate or circular; it
+    is `zeros` wherever no axis pads.
     """
 
     axis: int
@@ -183,7 +184,7 @@ class Transposed:
 
     @property
     def local(self) -> bool:
-        """Whether it is pointwise after all: k = 1, stride 1, no padding of any kind."""
+        """Whether it is pointwise after all: k = 1, stride 1, no padding."""
         return all(row == (1, 0, 0, row[3], 1) for row in self.geometry)
 
     @property

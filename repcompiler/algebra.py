@@ -3,8 +3,8 @@
     add      (A + B) x        union of the taps, groups to their gcd
     compose  A (B x + b)      taps convolved, bias summed over the taps
 
-Results are maps, or a `Refusal` with the reason. Geometry is decided at once; the numbers
-stay thunks (`kernels`) until a plan has been chosen.
+Results are maps, or a `Refusal` with the reason. Geometry is decided at once; the
+numbers stay thunks (`kernels`) until a plan has been chosen.
 """
 
 from __future__ import annotations
@@ -165,9 +165,11 @@ def compose(second: Map, first: Map, *, biased: bool) -> Map | Refusal:
     2. Where `second` pads with zeros it must find zeros: no bias, and per axis
        low:  the first's last offset is below its stride;
        high: the first's pad_high is at least its span - 1.
-    3. Where `second` pads in another mode, the first is pointwise. (Two circular windows
+    3. Where `second` pads in another mode, the first is pointwise. (Two circular
+    windows
        would compose, but the wider pad then fails on inputs that each of them takes.)
-    4. A transposed conv composes with diagonal and pointwise maps on either side; a bias
+    4. A transposed conv composes with diagonal and pointwise maps on either side; a
+    bias
        before it passes only if it is pointwise itself.
     """
     if _is_identity(second) or _is_identity(first):

@@ -2,8 +2,9 @@
 
 `symbolic_trace` keeps names and dynamic sizes and is tried first; `torch.export` opens
 what it cannot, with every size left dynamic that the model leaves dynamic. A capture is
-compared with the module on fresh random weights before anything else relies on it, since
-tracing can be silently wrong. `normalise` then brings both doors' graphs to one form.
+compared with the module on fresh random weights before anything else relies on it,
+since tracing can be silently wrong. `normalise` then brings both doors' graphs to one
+form.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Captured:
 
 
 class _Tracer(fx.Tracer):
-    """Leaves are torch.nn's own modules, and modules whose call does more than forward."""
+    """Leaves: torch.nn's own modules, and those whose call does more than forward."""
 
     trace_asserts = True
 
@@ -222,7 +223,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
             with _left_as_found(model):
                 graph = tracer.trace(model, concrete_args=arguments)
                 return GraphModule(tracer.root, graph, type(model).__name__)
-        except Exception as error:  # noqa: BLE001 - the model's own code runs here
+        except Exception as error:  # the model's own code runs here
             errors.append(error)
     raise CaptureError(_first_line(errors[0]))
 
@@ -263,7 +264,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
                     model, args, dynamic_shapes=shapes, strict=False
                 )
                 return _program_module(program)
-        except Exception as error:  # noqa: BLE001 - the model's own code runs here
+        except Exception as error:  # the model's own code runs here
             errors.append(error)
     raise CaptureError(_first_line(errors[0]))
 
@@ -279,7 +280,7 @@ def _export_attempts(
 
     def every(leaf: Any) -> Any:
         return (
-            {i: auto for i in range(leaf.dim())} if isinstance(leaf, Tensor) else None
+            dict.fromkeys(range(leaf.dim()), auto) if isinstance(leaf, Tensor) else None
         )
 
     def batch(leaf: Any) -> Any:

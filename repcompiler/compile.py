@@ -2,8 +2,8 @@
 
     capture → lift → compose → select → lower → verify → report
 
-Each stage takes what the one before it returns and adds to it; `stop_after` ends early and
-hands back the state, which is what the tests, the goldens and `--debug` look at.
+Each stage takes what the one before it returns and adds to it; `stop_after` ends early
+and hands back the state, which is what the tests, the goldens and `--debug` look at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-
 
 from repcompiler.capture import Model, run_capture
 from repcompiler.compose import compose
@@ -68,10 +67,10 @@ def fuse(
             not changed, and shares nothing with the result.
         example_inputs: positional inputs. Without them only what is provable from the
             graph alone is fused, and the whole model is not run.
-        verify: check every region and the whole model; the report says if it was skipped.
-        rules: the operator table; extend it as ``{**RULES, target: rule}``.
-        capture: `auto`, `symbolic_trace` or `export`.
-        progress: called with the name of each stage as it starts.
+        verify: check every region and the whole model; the report says if it was
+        skipped. rules: the operator table; extend it as ``{**RULES, target: rule}``.
+        capture: `auto`, `symbolic_trace` or `export`. progress: called with the name of
+        each stage as it starts.
 
     Returns:
         The fused model, with the signature, dtype, device and dynamic sizes of `model`,
@@ -239,9 +238,10 @@ def _against_capture(
 ) -> VerifyReport:
     """Judge the rewrite alone, where the model's own arithmetic is not in float64.
 
-    A model that asks a parameter for its dtype computes in float64 when cast; its graph,
-    in which the answer is a constant, does not. Then the graph is what the rewrite has to
-    equal, and the model in its own dtype what the error ratio has to answer to.
+    A model that asks a parameter for its dtype computes in float64 when cast; its
+    graph, in which the answer is a constant, does not. Then the graph is what the
+    rewrite has to equal, and the model in its own dtype what the error ratio has to
+    answer to.
     """
     assert state.facts is not None
     if verdict.verdict != "different" or (verdict.error_ratio or 0.0) > MAX_ERROR_RATIO:

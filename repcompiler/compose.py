@@ -3,8 +3,8 @@
 The graph is walked once. An operator's own meaning is applied to every meaning of its
 operands (and to the operands as they are), term by term; terms of one source are added.
 What comes out are **candidates**, kept few: the search stays local and linear in the
-number of nodes. Nothing is costed here: refusing a dear composition early would move that
-branch to another source, and later sums would no longer share one.
+number of nodes. Nothing is costed here: refusing a dear composition early would move
+that branch to another source, and later sums would no longer share one.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _pointwise(map: Map) -> bool:
 
 
 def _channels_fit(part: Map, term: Term, facts: Facts) -> bool:
-    """Whether a term of a sum has the channels of the sum, so that it cannot broadcast."""
+    """Whether a term has all the channels of its sum, and so does not broadcast."""
     wanted = part.channels if isinstance(part, Diagonal) else part.in_channels
     if wanted is None or part.axis is None:
         return True
@@ -189,9 +189,9 @@ def _channels_fit(part: Map, term: Term, facts: Facts) -> bool:
 def _apply(part: Map, term: Term, *, biased: bool) -> Term | Refusal:
     """part(after(map(before(source)))) as one term.
 
-    A per-channel scale commutes with the layout ops behind the term's own map. A pointwise
-    map does too, so a map behind them is met by moving the term's own map there; a real
-    window cannot be moved.
+    A per-channel scale commutes with the layout ops behind the term's own map. A
+    pointwise map does too, so a map behind them is met by moving the term's own map
+    there; a real window cannot be moved.
     """
     if isinstance(part, Diagonal) or not term.after:
         mapped = algebra.compose(_facing(part, term), term.map, biased=biased)

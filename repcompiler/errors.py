@@ -38,7 +38,7 @@ class CaptureError(RepCompilerError):
 
 
 class UnsupportedInput(RepCompilerError):
-    """The argument is not a module, graph module or exported program, or inputs misfit."""
+    """The argument is no module, graph module or exported program."""
 
 
 class VerificationError(RepCompilerError):

@@ -1,10 +1,11 @@
 """What is known of every value before anything runs: shape, dtype, constant or not.
 
 With example inputs each node is evaluated on the meta device, one op at a time, which
-costs microseconds and no memory. A batch of one is widened to two, so that a channel axis
-folded into the batch cannot be mistaken for one that was kept. Without example inputs a
-few rules give the rank and the channels where an op fixes them (a batched layout, as
-`nn.BatchNormNd` asks for); all else is unknown, and unknown is never guessed.
+costs microseconds and no memory. A batch of one is widened to two, so that a channel
+axis folded into the batch cannot be mistaken for one that was kept. Without example
+inputs a few rules give the rank and the channels where an op fixes them (a batched
+layout, as `nn.BatchNormNd` asks for); all else is unknown, and unknown is never
+guessed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Partial:
 
 @dataclass
 class Facts:
-    """Facts of one graph. `values` holds meta tensors, numbers, `Partial` or `UNKNOWN`."""
+    """Facts of one graph; `values`: meta tensors, numbers, `Partial` or `UNKNOWN`."""
 
     module: GraphModule
     exact: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -163,7 +164,7 @@ def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:
             assert callable(node.target)
             result = node.target(*args, **kwargs)
         return pytree.tree_map(_to_meta, result)
-    except Exception:  # noqa: BLE001 - any op may refuse meta tensors; then it is unknown
+    except Exception:  # any op may refuse meta tensors; then it is unknown
         return UNKNOWN
 
 

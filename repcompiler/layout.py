@@ -1,7 +1,8 @@
 """The rules for layout ops: which axis becomes which, with every channel kept whole.
 
-A layout op is a `Carry`: maps that act on one channel at a time pass through it, whatever
-it does to positions. So do a mean over positions and a resize, whose weights sum to one.
+A layout op is a `Carry`: maps that act on one channel at a time pass through it,
+whatever it does to positions. So do a mean over positions and a resize, whose weights
+sum to one.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def adaptive_pool(op: Op) -> Lifted:
 
 
 def resize(op: Op) -> Lifted:
-    """Interpolation: nearest, linear, bilinear, trilinear and area weights sum to one."""
+    """Interpolation: the weights of all modes but bicubic are taken to sum to one."""
     modes = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area")
     if op.get("mode", "nearest") not in modes:
         return Opaque()

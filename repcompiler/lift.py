@@ -25,8 +25,8 @@ from repcompiler.reasons import Reason
 class Affine:
     """value = Σ map(input) + bias, where the bias and the maps act on `axis`.
 
-    `weightless`: the op itself reads no weights (pooling, padding), so that as it stands
-    it costs what it moves.
+    `weightless`: the op itself reads no weights (pooling, padding), so that as it
+    stands it costs what it moves.
     """
 
     parts: tuple[tuple[Node, Map], ...]
@@ -53,7 +53,7 @@ class Alias:
 
 @dataclass(frozen=True)
 class Opaque:
-    """Not affine, or not known. `reason` is set where an affine op had to be refused."""
+    """Not affine, or not known; `reason` says why an affine op had to be refused."""
 
     reason: Reason | None = None
 

@@ -35,7 +35,7 @@ _VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 
 
 def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]:
-    """Make writes functional, in place; returns (attributes written, nodes at fault)."""
+    """Make writes functional, in place; returns the (attributes, nodes) still written."""
     nodes = list(module.graph.nodes)
     writes = {node: target for node in nodes if (target := written(node, module))}
     if not writes:
@@ -132,7 +132,7 @@ def _undo(
     group: set[Node],
     order: dict[Node, int],
 ) -> bool:
-    """Turn one write into a value and lead later readers to it; False if that differs."""
+    """Turn one write into a value that later readers read; False if that differs."""
     now = order[node]
     late = {
         n

@@ -25,7 +25,7 @@ from repcompiler.mutation import functionalise
 
 @dataclass(frozen=True)
 class Clean:
-    """A graph in normal form, and what was learnt on the way; see `capture.Captured`."""
+    """A graph in normal form, and what was learnt (see `capture.Captured`)."""
 
     module: GraphModule
     exact: Mapping[str, Tensor]
@@ -157,7 +157,7 @@ def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             assert callable(node.target)
             return node.target(*args, **kwargs)
-    except Exception:  # noqa: BLE001 - left in the graph, where it runs as before
+    except Exception:  # left in the graph, where it runs as before
         return None
 
 

@@ -1,8 +1,8 @@
 """The smallest input shapes of a region that hold every case of a border.
 
 Per spatial axis: one output, two, and enough for an interior; and, under a stride, both
-the least input that gives so many outputs and the most. Odd and even sizes are among them.
-Where the layout is free, the rows of a batch are the probes (`PROBE_SCALES`).
+the least input that gives so many outputs and the most. Odd and even sizes are among
+them. Where the layout is free, the rows of a batch are the probes (`PROBE_SCALES`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ class Reason(Enum):
 
     PADDED_BORDER = (
         "padded_border",
-        "the next conv pads with zeros, but what stands before it is not zero out there",
+        "the next conv pads with zeros, and what stands before it is not zero there",
     )
     SIZE_MISMATCH = (
         "size_mismatch",
@@ -59,7 +59,7 @@ class Reason(Enum):
     )
     OTHER_READER = (
         "other_reader",
-        "the value in between is needed by another op anyway, so merging only adds work",
+        "another op needs the value in between anyway, so merging only adds work",
     )
     DEARER = ("dearer", "merging is exact but costs more than it saves")
     NO_NEIGHBOUR = ("no_neighbour", "no affine op stands next to it")

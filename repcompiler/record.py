@@ -224,7 +224,7 @@ _ACCOUNTED = ("batch_norm", "mul", "div", "conv1d", "conv2d", "conv3d", "linear"
 
 
 def _kept(state: State) -> Iterable[Kept]:
-    """Affine ops that stayed although something affine stood next to them, and norms."""
+    """Affine ops that stayed next to something affine, and norms."""
     assert state.composed is not None and state.facts is not None
     assert state.rewritten is not None
     undone = {n for region in state.undone for n in region.nodes}

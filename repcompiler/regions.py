@@ -1,4 +1,4 @@
-"""Regions: the nodes that one rewrite replaces, their name, their kind, their two forms."""
+"""Regions: the nodes that one rewrite replaces, their name, kind and two forms."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _outside(
 
 
 def fused_form(rewrite: Rewrite, facts: Facts) -> GraphModule:
-    """What replaces the region, with kernels in float64, as a function of its sources."""
+    """What replaces the region, in float64, as a function of its sources."""
     graph = Graph()
     env: dict[Node, Any] = {
         source: graph.placeholder(f"source_{index}")

@@ -64,10 +64,10 @@ class VerifyReport:
     """The verdict on two whole models.
 
     `exactness`: fused kernels kept in float64 against the float64 original (None where
-    the kernels are not known). `error_ratio`: distance of the candidate from the float64
-    reference over the original's own distance. `max_abs` and `top1_agreement` are for
-    people; they decide nothing. `verdict` is one of `equal`, `different`,
-    `not comparable`, `regions equal` (no inputs to run the whole) and `not checked`.
+    the kernels are not known). `error_ratio`: distance of the candidate from the
+    float64 reference over the original's own distance. `max_abs` and `top1_agreement`
+    are for people; they decide nothing. `verdict` is one of `equal`, `different`, `not
+    comparable`, `regions equal` (no inputs to run the whole) and `not checked`.
     """
 
     ok: bool

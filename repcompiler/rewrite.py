@@ -35,8 +35,8 @@ def rewrite(
 ) -> Rewritten:
     """A new module in which each region's value is computed from its meaning.
 
-    Nothing of `module` is changed or shared: what stays is copied. With `dtype` the whole
-    is in that dtype (float64 for verification), otherwise in that of its layers.
+    Nothing of `module` is changed or shared: what stays is copied. With `dtype` the
+    whole is in that dtype (float64 for verification), otherwise in that of its layers.
     """
     graph = Graph()
     twins: dict[Node, Node] = {}
@@ -111,7 +111,7 @@ def _drop_dead(graph: Graph) -> None:
 
 
 def _settle_names(graph: Graph, fresh: Mapping[str, Any]) -> dict[str, str]:
-    """Final names of new modules: the place they came from, or a child of it if taken."""
+    """Final names: the place a module came from, or a child of it if that is taken."""
     taken = {
         str(node.target)
         for node in graph.nodes

@@ -62,7 +62,7 @@ def static(*values: Any) -> bool:
 
 
 def conv(op: Op) -> Lifted:
-    """A conv of any rank with constant weights; every padding mode, `same` and `valid`."""
+    """A conv of any rank with constant weights, in every padding mode."""
     weight = op.facts.constant(op.args.get("weight"))
     bias = op.args.get("bias")
     if weight is None or (bias is not None and op.facts.constant(bias) is None):

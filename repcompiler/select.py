@@ -1,10 +1,11 @@
-"""Choose, for the graph as a whole, which values become real ops and over which sources.
+"""Choose, for the whole graph, which values become ops and over which sources.
 
-The **plan** of a value is the set of ops that make it. Walking in topological order, each
-value takes the cheapest of "as it was" and its candidates, each added to the union of its
-sources' plans, shared ops counted once. An op that is needed for certain (something opaque
-reads its value) is *settled*: it costs nothing from then on, and leaves the plans, which
-therefore stay short and keep the whole linear in the number of nodes.
+The **plan** of a value is the set of ops that make it. Walking in topological order,
+each value takes the cheapest of "as it was" and its candidates, each added to the union
+of its sources' plans, shared ops counted once. An op that is needed for certain
+(something opaque reads its value) is *settled*: it costs nothing from then on, and
+leaves the plans, which therefore stay short and keep the whole linear in the number of
+nodes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Plan = dict[object, float]
 
 @dataclass(frozen=True)
 class Selected:
-    """The chosen meaning of every value that is rewritten; all others stay as they were.
+    """The chosen meaning of every rewritten value; all others stay as they were.
 
     Attributes:
         chosen: value → meaning, for the values that will really be computed.
@@ -80,8 +81,8 @@ class _Selection:
 def select(graph: Graph, composed: Composed, facts: Facts) -> Selected:
     """The cheapest plan that greedy choice in topological order finds.
 
-    Its cost is never above that of the graph as it was: where the greedy plan duplicates
-    work, the values in between are kept instead.
+    Its cost is never above that of the graph as it was: where the greedy plan
+    duplicates work, the values in between are kept instead.
     """
     forced = {node for node in graph.nodes if _is_forced(node, composed)}
     best = _choose(graph, composed, facts, forced)
@@ -187,7 +188,7 @@ def _recomputed(selected: Selected, composed: Composed) -> set[Node]:
 
 
 def between(value: Node, meaning: Meaning, lifted: Mapping[Node, Lifted]) -> set[Node]:
-    """Nodes from the sources (left out) to the value; size arguments are not among them."""
+    """Nodes after the sources, up to the value; size arguments are not among them."""
     stop = set(meaning.sources)
     seen, stack = {value}, [value]
     while stack:
@@ -207,7 +208,7 @@ def _operands(own: Lifted) -> tuple[Node, ...]:
 
 
 def _positions(node: Node, state: _Selection) -> float:
-    """Positions of one sample, with every size but the batch; channels left out later."""
+    """Numbers in one sample of the value: every size but the batch."""
     shape = state.facts.shape(node)
     if shape is not None and len(shape) > 1 and None not in shape:
         return float(prod(size or 1 for size in shape[1:]))

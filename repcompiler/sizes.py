@@ -2,8 +2,8 @@
 
 `x.shape` of a norm's output would keep the norm alive. A size question moves up to an
 earlier value that has that size for certain: through ops that keep every shape, and
-through convs for the batch, for a constant number of channels, and for positions that the
-window keeps.
+through convs for the batch, for a constant number of channels, and for positions that
+the window keeps.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _is_shape(node: Node) -> bool:
 
 
 def _spell_out_likes(module: GraphModule, facts: Facts) -> None:
-    """Turn `x.reshape_as(y)` into `x.reshape(y.size(0), …)`, which only asks for sizes."""
+    """Turn `x.reshape_as(y)` into `x.reshape(y.size(0), …)`: it only asks for sizes."""
     for node in list(module.graph.nodes):
         if op_name(node) not in ("reshape_as", "view_as") or len(node.args) != 2:
             continue
@@ -98,7 +98,7 @@ def _question(node: Node, facts: Facts) -> tuple[Node, int] | None:
 
 
 def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int] | int:
-    """The earliest value with the same size on `axis`, or the size where it is fixed."""
+    """The earliest value with the same size on `axis`, or the size if it is fixed."""
     while True:
         own = lift(value, facts, rules)
         if not isinstance(own, Affine) or not facts.exampled:

@@ -1,12 +1,12 @@
 """Equality is shown, not assumed: each region first, then the whole model.
 
-A region is affine, so a few probes decide: zero finds the bias, noise finds the map. Its
-error is judged per output channel against |A||x| + |b|, not against the output (which may
-cancel) nor the largest channel (which hides the others).
+A region is affine, so a few probes decide: zero finds the bias, noise finds the map.
+Its error is judged per output channel against |A||x| + |b|, not against the output
+(which may cancel) nor the largest channel (which hides the others).
 
-The whole model has two tests. `exactness`: with kernels kept in float64 it agrees with the
-original in float64. `error_ratio`: in its own dtype it is at most `MAX_ERROR_RATIO` times
-as far from that reference as the original was. No tolerance is tuned by hand.
+The whole model has two tests. `exactness`: with kernels kept in float64 it agrees with
+the original in float64. `error_ratio`: in its own dtype it is at most `MAX_ERROR_RATIO`
+times as far from that reference as the original was. No tolerance is tuned by hand.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise VerificationError(
                 f"The model does not run on these inputs: {lines[0]}"
-            )
+            ) from error
     leaves = pytree.tree_leaves(output)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
@@ -283,7 +283,7 @@ def _runnable(model: Runnable) -> nn.Module:
 def _in_float64(model: nn.Module) -> nn.Module | None:
     try:
         return copy.deepcopy(model).double()
-    except Exception:  # noqa: BLE001 - any custom tensor may refuse; then there is none
+    except Exception:  # any custom tensor may refuse; then there is none
         return None
 
 
@@ -301,7 +301,7 @@ def _batch_size(batch: tuple[Any, ...]) -> int:
 
 
 def sample_batches(inputs: Sequence[Any], samples: int) -> list[tuple[Any, ...]]:
-    """The example inputs, then normal noise of the same shape until `samples` are run."""
+    """The example inputs, then noise of the same shape, `samples` in all."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(leaf: Any) -> Any:
