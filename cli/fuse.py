@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from fastvit_cli import artefacts
 from fastvit_cli import options as common
+from fastvit_cli.builders import ModelOptions
+from fastvit_cli.card import versions
 from fastvit_cli.console import Stage, open_screen, to_json
 from fastvit_cli.errors import BadInput, JobFailed
+from fastvit_cli.files import all_or_nothing
 
 if TYPE_CHECKING:
     from fastvit_cli.sources import Loaded
@@ -28,44 +32,63 @@ fastvit fuse net.py:build --model-arg num_classes=10 --json -
 DOORS = ("auto", "symbolic_trace", "export")
 
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="fastvit_t8, timm:NAME, torchvision:NAME, module:callable, "
+        "file.py:callable, model.pt2 or a .safetensors of this project.",
+    ),
+]
+Output = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="File to write: .pt2, .onnx or .safetensors; repeatable.",
+    ),
+]
+Report = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE", help="File for the report: .json; repeatable."),
+]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Skip the check; the report says so.")
+]
+DynamicSize = Annotated[
+    bool,
+    typer.Option("--dynamic-size", help="Dynamic height and width in .pt2 and .onnx."),
+]
+Capture = Annotated[
+    str, typer.Option(help=f"How to get the graph: {', '.join(DOORS)}.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="List every region by name.")
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is asked for, checked as far as that needs no model."""
+
+    model: str
+    options: ModelOptions
+    outputs: list[Path]
+    reports: list[Path]
+    capture: str
+    verify: bool
+    dynamic_size: bool
+
+
 def fuse(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="fastvit_t8, timm:NAME, torchvision:NAME, module:callable, "
-            "file.py:callable, model.pt2 or a .safetensors of this project.",
-        ),
-    ],
-    output: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="OUT",
-            help="File to write: .pt2, .onnx or .safetensors; repeatable.",
-        ),
-    ] = None,
-    report: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="File for the report: .json; repeatable."),
-    ] = None,
-    no_verify: Annotated[
-        bool,
-        typer.Option("--no-verify", help="Skip the check; the report says so."),
-    ] = False,
-    dynamic_size: Annotated[
-        bool,
-        typer.Option(
-            "--dynamic-size", help="Dynamic height and width in .pt2 and .onnx."
-        ),
-    ] = False,
-    capture: Annotated[
-        str, typer.Option(help=f"How to get the graph: {', '.join(DOORS)}.")
-    ] = "auto",
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="List every region by name.")
-    ] = False,
+    model: Model,
+    output: Output = None,
+    report: Report = None,
+    no_verify: NoVerify = False,
+    dynamic_size: DynamicSize = False,
+    capture: Capture = "auto",
+    verbose: Verbose = False,
     weights: common.Weights = None,
     model_arg: common.ModelArg = None,
     pretrained: common.Pretrained = False,
@@ -82,41 +105,52 @@ def fuse(
 
     Nothing is written when the fused model is not equal (exit code 1).
     """
-    from fastvit_cli import artefacts, render, sources
-
-    if capture not in DOORS:
-        raise BadInput(
-            f"--capture {capture} is not known.", hint=f"One of {', '.join(DOORS)}."
-        )
     screen = open_screen(json_target, quiet=quiet, debug=debug)
-    outputs, reports = artefacts.plan(output or [], report or [])
-    asked = sources.ModelOptions(
+    options = ModelOptions(
         args=common.parse_model_args(model_arg),
         weights=weights,
         pretrained=pretrained,
-        input_size=None if input_size is None else common.parse_size(input_size),
+        input_size=common.parse_size(input_size),
         seed=seed,
         device=device,
-        dtype=dtype,
+        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
     )
-    with screen.working(model) as stage:
+    door = common.parse_choice("--capture", capture, DOORS)
+    outputs, reports = artefacts.plan(output or [], report or [])
+    job = Job(model, options, outputs, reports, door, not no_verify, dynamic_size)
+    _run(job, screen, verbose)
+
+
+def _run(job: Job, screen: Screen, verbose: bool) -> None:
+    """Load, compile, write, and show.
+
+    Raises:
+        JobFailed: the fused model is not equal.
+    """
+    from fastvit_cli import render, sources
+
+    with screen.working(job.model) as stage:
         stage("load")
-        loaded = sources.load(model, asked)
-        artefacts.check_dtype(outputs, loaded.dtype)
+        loaded = sources.load(job.model, job.options)
+        artefacts.check_dtype(job.outputs, loaded.dtype)
         with screen.hushed():
-            result = _compile(loaded, capture, not no_verify, stage)
+            result = _compile(job, loaded, stage)
             document = _document(loaded, result.report)
-            equal = no_verify or result.report.equivalence.ok
+            verdict = result.report.equivalence
+            equal = verdict.ok or not job.verify
             if equal:
-                fused = _artefact(loaded, result.model, capture, dynamic_size)
-                _write(fused, outputs, reports, document, stage)
+                _write(job, loaded, result.model, document, stage)
     render.fusion(screen.people, loaded, result.report, document, verbose=verbose)
     screen.emit(document)
     if not equal:
-        raise _not_equal(result.report.equivalence, bool(outputs or reports))
+        note = f" ({verdict.note})" if verdict.note else ""
+        raise JobFailed(
+            f"the fused model is not shown to be equal: {verdict.verdict}{note}.",
+            hint="No file was written." if job.outputs or job.reports else "",
+        )
 
 
-def _compile(loaded: Loaded, capture: str, verify: bool, stage: Stage) -> Any:
+def _compile(job: Job, loaded: Loaded, stage: Stage) -> Any:
     """The compiler's result, with its errors as bad input.
 
     Raises:
@@ -129,8 +163,8 @@ def _compile(loaded: Loaded, capture: str, verify: bool, stage: Stage) -> Any:
         return rc.fuse(
             loaded.model,
             example_inputs=loaded.inputs,
-            verify=verify,
-            capture=capture,
+            verify=job.verify,
+            capture=job.capture,
             progress=stage,
         )
     except rc.RepCompilerError as error:
@@ -141,8 +175,6 @@ def _compile(loaded: Loaded, capture: str, verify: bool, stage: Stage) -> Any:
 
 def _document(loaded: Loaded, report: Any) -> dict[str, Any]:
     """The JSON of the command, schema version 1."""
-    from fastvit_cli.card import versions
-
     rows = report.to_dict()
     card = loaded.card
     return {
@@ -156,40 +188,24 @@ def _document(loaded: Loaded, report: Any) -> dict[str, Any]:
     }
 
 
-def _artefact(loaded: Loaded, model: Any, capture: str, dynamic_size: bool) -> Any:
-    from fastvit_cli.exporters import Artefact
+def _write(
+    job: Job, loaded: Loaded, model: Any, document: dict[str, Any], stage: Stage
+) -> None:
+    """Write outputs and reports, all of them or none; fills in `outputs`.
 
-    return Artefact(
+    Raises:
+        JobFailed, BadInput: see `artefacts.write`.
+    """
+    fused = artefacts.Artefact(
         model=model,
         inputs=loaded.inputs,
-        card=replace(loaded.card, form="fused", capture=capture),
+        card=replace(loaded.card, form="fused", capture=job.capture),
         dynamic_batch=loaded.dynamic_batch,
-        dynamic_size=dynamic_size,
+        dynamic_size=job.dynamic_size,
     )
-
-
-def _write(
-    fused: Any,
-    outputs: list[Path],
-    reports: list[Path],
-    document: dict[str, Any],
-    stage: Stage,
-) -> None:
-    """Write outputs and reports, all of them or none; fills in `outputs`."""
-    from fastvit_cli import artefacts
-    from fastvit_cli.files import all_or_nothing
-
-    with all_or_nothing([*outputs, *reports]) as temporary:
-        for path, place in zip(outputs, temporary):
+    with all_or_nothing([*job.outputs, *job.reports]) as temporary:
+        for path, place in zip(job.outputs, temporary):
             stage(f"write {path.name}")
             document["outputs"].append(artefacts.write(fused, path, place))
-        for place in temporary[len(outputs) :]:
+        for place in temporary[len(job.outputs) :]:
             place.write_text(to_json(document), encoding="utf-8")
-
-
-def _not_equal(verdict: Any, asked_for_files: bool) -> JobFailed:
-    hint = "No file was written." if asked_for_files else ""
-    note = f" ({verdict.note})" if verdict.note else ""
-    return JobFailed(
-        f"the fused model is not shown to be equal: {verdict.verdict}{note}.", hint=hint
-    )

@@ -98,12 +98,27 @@ Dtype = Annotated[
 ]
 
 
-def parse_size(text: str) -> tuple[int, int, int]:
-    """`3x256x256` as numbers.
+def parse_choice(option: str, text: str | None, known: tuple[str, ...]) -> Any:
+    """The text itself, if it is one of the known ones or was not given.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    if text is not None and text not in known:
+        raise BadInput(
+            f"{option} {text} is not known.", hint=f"One of {', '.join(known)}."
+        )
+    return text
+
+
+def parse_size(text: str | None) -> tuple[int, int, int] | None:
+    """`3x256x256` as numbers; None where no size was given.
 
     Raises:
         BadInput: it does not have that form.
     """
+    if text is None:
+        return None
     found = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip().lower())
     sizes = tuple(int(part) for part in found.groups()) if found else ()
     if len(sizes) != 3 or not all(sizes):

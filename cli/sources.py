@@ -18,7 +18,6 @@ from fastvit_cli.builders import (
 )
 from fastvit_cli.card import Card
 from fastvit_cli.errors import BadInput, summary
-from fastvit_cli.options import DTYPES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -233,11 +232,6 @@ def _placed(text: str, built: Built, options: ModelOptions) -> Built:
     import torch
     from torch import nn
 
-    if options.dtype is not None and options.dtype not in DTYPES:
-        raise BadInput(
-            f"--dtype {options.dtype} is not known.",
-            hint=f"One of {', '.join(DTYPES)}.",
-        )
     model = built.model
     if isinstance(model, nn.Module):
         dtype = getattr(torch, options.dtype) if options.dtype else None
