@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
+from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
@@ -209,7 +210,7 @@ def _baked(module: GraphModule, owner: nn.Module) -> frozenset[str]:
 
 
 def _is_flattened(module: GraphModule) -> bool:
-    return isinstance(module.graph._codegen, fx.graph._PyTreeCodeGen)
+    return isinstance(module.graph._codegen, _PyTreeCodeGen)
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
@@ -229,7 +230,7 @@ def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
 
 
 @contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
+def _left_as_found(model: nn.Module) -> Generator[None, None, None]:
     """Take back the constants that the tracer leaves on the module that it traces."""
     before = set(model.__dict__)
     try:

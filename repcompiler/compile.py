@@ -9,7 +9,7 @@ and hands back the state, which is what the tests, the goldens and `--debug` loo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,7 +126,7 @@ def run_stages(
 
 
 @contextmanager
-def _timed(state: State, name: str) -> Iterator[None]:
+def _timed(state: State, name: str) -> Generator[None, None, None]:
     start = time.perf_counter()
     yield
     state.seconds[name] = time.perf_counter() - start

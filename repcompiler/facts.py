@@ -169,7 +169,7 @@ def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:
 
 
 def _run_module(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    tensors = dict(module.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
     meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
     return torch.func.functional_call(module, meta, args, kwargs)
@@ -253,7 +253,8 @@ def _partial_module(module: nn.Module, args: Any) -> Any:
         return Partial((None, module.out_channels, *free), module.weight.dtype)
     if type(module) is nn.Linear:
         return _with_last(args[0], module.out_features, module.weight.dtype)
-    rank = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}.get(type(module))
+    ranks: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
+    rank = ranks.get(type(module))
     if rank is not None:
         features = int(getattr(module, "num_features"))
         return Partial((None, features, *(None,) * (rank - 2)))
@@ -279,9 +280,9 @@ def _with_last(value: Any, size: int, dtype: torch.dtype) -> Any:
 
 def _partial_binary(args: Any) -> Any:
     """A sum or product of operands of the same known rank and channels, or a number."""
-    tensors = [arg for arg in args[:2] if isinstance(arg, (Tensor, Partial, Unknown))]
-    if any(isinstance(arg, Unknown) for arg in tensors):
+    if any(isinstance(arg, Unknown) for arg in args[:2]):
         return UNKNOWN
+    tensors = [arg for arg in args[:2] if isinstance(arg, (Tensor, Partial))]
     shapes = {len(arg.shape): arg for arg in tensors}
     widest = shapes[max(shapes)]
     for arg in tensors:

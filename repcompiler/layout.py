@@ -61,7 +61,7 @@ def reshape(op: Op) -> Lifted:
 def permute(op: Op) -> Lifted:
     """Output axis i is input axis dims[i]."""
     rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
-    dims = op.get("dims")
+    dims: Any = op.get("dims")
     if isinstance(dims, int):  # spelled x.permute(0, 2, 1)
         dims = op.node.args[1:]
     if rank is None or not static(dims) or len(dims) != rank:

@@ -104,7 +104,7 @@ def lift(node: Node, facts: Facts, rules: Rules) -> Lifted:
     """What `node` means over its direct inputs."""
     rule = find_rule(node, facts, rules)
     if rule is None:
-        return Opaque()
+        return Opaque(Reason.HOOKED if _hooked_container(node, facts) else None)
     args: dict[str, Any] = dict(rule.given)
     if node.op == "call_module":
         module = facts.submodule(node)
@@ -116,6 +116,14 @@ def lift(node: Node, facts: Facts, rules: Rules) -> Lifted:
     args.update({_ALIASES.get(key, key): value for key, value in node.kwargs.items()})
     args["input"] = args.pop("self", args.get("input"))
     return rule.meaning(Op(node, facts, args))
+
+
+def _hooked_container(node: Node, facts: Facts) -> bool:
+    """Whether the node is one only because hooks kept its parts from being traced."""
+    if node.op != "call_module":
+        return False
+    module = facts.submodule(node)
+    return is_hooked(module) and any(module.children())
 
 
 # torch accepts numpy's names for some arguments, and ATen calls the first one `self`.

@@ -150,12 +150,13 @@ class Emitter:
 
 def _bias_bearer(meaning: Meaning) -> Term | None:
     """The term whose op takes the bias for free: a conv, else a per-channel scale."""
-    for kinds in ((Window, Transposed), (Diagonal,)):
-        for term in meaning.terms:
-            idle = isinstance(term.map, Diagonal) and term.map.is_identity
-            if isinstance(term.map, kinds) and not idle:
-                return term
-    return None
+    scales: list[Term] = []
+    for term in meaning.terms:
+        if not isinstance(term.map, Diagonal):
+            return term
+        if not term.map.is_identity:
+            scales.append(term)
+    return scales[0] if scales else None
 
 
 def parameter(tensor: Tensor, target: Target) -> nn.Parameter:

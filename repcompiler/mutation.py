@@ -35,7 +35,7 @@ _VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
 
 
 def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]:
-    """Make writes functional, in place; returns the (attributes, nodes) still written."""
+    """Make writes functional, in place; returns what is still written: names, nodes."""
     nodes = list(module.graph.nodes)
     writes = {node: target for node in nodes if (target := written(node, module))}
     if not writes:

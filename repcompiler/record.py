@@ -28,6 +28,9 @@ LAYOUT_OPS = frozenset(
 )
 
 
+_NORM_KERNELS = ("batch_norm", "batch_norm_legit", "batch_norm_legit_no_training")
+
+
 class _OpCounter(TorchDispatchMode):
     """Counts what is dispatched, and the MACs of convs and matrix products."""
 
@@ -40,6 +43,8 @@ class _OpCounter(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = func._schema.name.split("::")[1]
+        # Which of its kernels a norm reaches depends on device and capture.
+        name = "batch_norm" if name.endswith(_NORM_KERNELS) else name
         result = func(*args, **(kwargs or {}))
         if name not in LAYOUT_OPS:
             self.calls[name] += 1
@@ -248,6 +253,9 @@ def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason |
         known = state.facts is not None and state.facts.dtype(node)
         accounted = label in _ACCOUNTED and bool(known or not state.inputs)
         return own.reason if accounted else None
+    if label in ("add", "sub"):  # branches of one source that could not be one
+        refusals = state.composed.refusals.get(node, ())
+        return refusals[0].reason if refusals else None
     if label not in _ACCOUNTED or not isinstance(own, Affine):
         return None
     refusals = state.composed.refusals.get(node, ())

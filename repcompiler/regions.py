@@ -62,7 +62,7 @@ def module_path(node: Node) -> str:
     """The dotted path of the module a node came from, '' for the root."""
     if node.op == "call_module":
         return str(node.target)
-    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return path.split("@")[0]
 

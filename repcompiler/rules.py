@@ -343,7 +343,7 @@ def pad(op: Op) -> Lifted:
     widths = op.get("pad")
     if isinstance(widths, int):
         widths = (widths,) * (2 * int(op.get("spatial", 0)))
-    mode = {"constant": "zeros"}.get(op.get("mode", "constant"), op.get("mode"))
+    mode = str(op.get("mode", "constant")).replace("constant", "zeros")
     value = op.get("value", 0)
     if not isinstance(op.input, Node) or not widths or not static(widths, value):
         return Opaque()

@@ -25,7 +25,7 @@ from repcompiler.facts import Facts
 from repcompiler.lift import Affine, Carry, Lifted, Opaque
 
 # The nominal image, where no example input gives sizes.
-NOMINAL_POSITIONS = 224.0 * 224.0
+NOMINAL_NUMBERS = 224.0 * 224.0 * 3
 NOMINAL_CHANNELS = 64
 
 Plan = dict[object, float]
@@ -54,7 +54,7 @@ class _Selection:
     graph: Graph
     composed: Composed
     facts: Facts
-    positions: dict[Node, float] = field(default_factory=dict[Node, float])
+    numbers: dict[Node, float] = field(default_factory=dict[Node, float])
     plans: dict[Node, Plan] = field(default_factory=dict[Node, Plan])
     choice: dict[Node, Meaning | None] = field(
         default_factory=dict[Node, Meaning | None]
@@ -106,7 +106,7 @@ def _choose(
     state = _Selection(graph, composed, facts)
     before = 0.0
     for node in graph.nodes:
-        state.positions[node] = _positions(node, state)
+        state.numbers[node] = _numbers(node, state)
         if not _is_affine(node, composed):
             state.plans[node] = state.union(node.all_input_nodes)
             _settle(state, node)
@@ -207,7 +207,7 @@ def _operands(own: Lifted) -> tuple[Node, ...]:
 # ---- sizes and costs of ops --------------------------------------------------------
 
 
-def _positions(node: Node, state: _Selection) -> float:
+def _numbers(node: Node, state: _Selection) -> float:
     """Numbers in one sample of the value: every size but the batch."""
     shape = state.facts.shape(node)
     if shape is not None and len(shape) > 1 and None not in shape:
@@ -216,12 +216,12 @@ def _positions(node: Node, state: _Selection) -> float:
     if isinstance(own, Affine) and own.parts:
         source, map = own.parts[0]
         stride = map.stride if isinstance(map, Window) else 1
-        size = state.positions.get(source, NOMINAL_POSITIONS) / stride
+        size = state.numbers.get(source, NOMINAL_NUMBERS) / stride
         if isinstance(map, Window):
             return size * map.out_channels / map.in_channels
         return size
-    inputs = [state.positions[i] for i in node.all_input_nodes if i in state.positions]
-    return max(inputs, default=NOMINAL_POSITIONS * 3)
+    inputs = [state.numbers[i] for i in node.all_input_nodes if i in state.numbers]
+    return max(inputs, default=NOMINAL_NUMBERS)
 
 
 def _channels(meaning: Meaning, node: Node, state: _Selection) -> int:
@@ -234,28 +234,28 @@ def _channels(meaning: Meaning, node: Node, state: _Selection) -> int:
 def _own_cost(node: Node, state: _Selection) -> float:
     """What the op costs as it was."""
     own = state.composed.lifted[node]
-    numbers = state.positions[node]
+    numbers = state.numbers[node]
     if isinstance(own, Carry):
         return _step_cost(own.step, state)
     if not isinstance(own, Affine):
         return cost.LAUNCH
-    if len(own.parts) > 1:
+    if len(own.parts) != 1:
         return cost.add_cost(numbers) * (len(own.parts) - 1)
     source, map = own.parts[0]
     if isinstance(map, Diagonal):
         return cost.elementwise_cost(numbers)
     if own.weightless:
-        return cost.elementwise_cost((numbers + state.positions[source]) / 2)
-    work = Work(numbers / map.out_channels, state.positions[source] / map.in_channels)
+        return cost.elementwise_cost((numbers + state.numbers[source]) / 2)
+    work = Work(numbers / map.out_channels, state.numbers[source] / map.in_channels)
     return cost.map_cost(map, work, map.out_channels)
 
 
 def _step_cost(step: Step, state: _Selection) -> float:
     if not step.computes:
         return 0.0
-    numbers = state.positions.get(step.node, NOMINAL_POSITIONS)
+    numbers = state.numbers.get(step.node, NOMINAL_NUMBERS)
     source = step.node.all_input_nodes[0]
-    return cost.elementwise_cost((numbers + state.positions.get(source, numbers)) / 2)
+    return cost.elementwise_cost((numbers + state.numbers.get(source, numbers)) / 2)
 
 
 def _meaning_ops(
@@ -263,7 +263,7 @@ def _meaning_ops(
 ) -> dict[object, float]:
     """The ops that make a value from the sources of one of its meanings."""
     ops: dict[object, float] = {}
-    numbers = state.positions[node]
+    numbers = state.numbers[node]
     carried = meaning.bias is None
     for place, term in enumerate(meaning.terms):
         for step in (*term.before, *term.after):
@@ -283,11 +283,11 @@ def _term_cost(term: Term, meaning: Meaning, node: Node, state: _Selection) -> f
     map = term.map
     computing = [step for step in term.after if step.computes]
     if isinstance(map, Diagonal):
-        return cost.elementwise_cost(state.positions[node])
-    size = state.positions[node] / map.out_channels
+        return cost.elementwise_cost(state.numbers[node])
+    size = state.numbers[node] / map.out_channels
     if computing:  # the map runs before a mean or a resize, at its input's size
         inner = computing[0].node.all_input_nodes[0]
-        size = state.positions.get(inner, state.positions[node]) / map.out_channels
+        size = state.numbers.get(inner, state.numbers[node]) / map.out_channels
     source = term.before[-1].node if term.before else term.source
-    inputs = state.positions.get(source, NOMINAL_POSITIONS) / map.in_channels
+    inputs = state.numbers.get(source, NOMINAL_NUMBERS) / map.in_channels
     return cost.map_cost(map, Work(size, inputs), channels)
