@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from fastvit_cli import catalogue, factories, programs
 from fastvit_cli.card import Card
@@ -262,7 +262,7 @@ def _factory_config(text: str, model: nn.Module) -> tuple[dict[str, Any], str]:
     return {"input_size": DEFAULT_SIZE}, note
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[tuple[int, int, int]]:
     """Whether a value is three positive integers."""
     return (
         isinstance(value, (tuple, list))

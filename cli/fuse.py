@@ -11,7 +11,7 @@ from fastvit_cli import artefacts
 from fastvit_cli import options as common
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
-from fastvit_cli.console import Stage, open_screen, to_json
+from fastvit_cli.console import Screen, Stage, open_screen, to_json
 from fastvit_cli.errors import BadInput, JobFailed
 from fastvit_cli.files import all_or_nothing
 
