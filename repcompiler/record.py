@@ -252,7 +252,8 @@ def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason |
     if isinstance(own, Opaque):
         known = state.facts is not None and state.facts.dtype(node)
         accounted = label in _ACCOUNTED and bool(known or not state.inputs)
-        return own.reason if accounted else None
+        told = accounted or own.reason is Reason.HOOKED
+        return own.reason if told else None
     if label in ("add", "sub"):  # branches of one source that could not be one
         refusals = state.composed.refusals.get(node, ())
         return refusals[0].reason if refusals else None
