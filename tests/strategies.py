@@ -80,6 +80,23 @@ def causal(draw, spatial: int, inputs: int, outputs: int) -> Window:
 
 
 @st.composite
+def bordering(draw, spatial: int, inputs: int, outputs: int) -> Window:
+    """A conv within one element of what a zero-padded conv after it asks for."""
+    taps, steps, strides = (
+        [draw(st.integers(1, most)) for _ in range(spatial)] for most in (3, 2, 3)
+    )
+    pads = []
+    for k, d, s in zip(taps, steps, strides):
+        span = d * (k - 1) + 1
+        last = s - 1 + draw(st.sampled_from((0, 0, 0, 1)))
+        high = span - 1 - draw(st.sampled_from((0, 0, 0, 1)))
+        pads.append((span - 1 - last, high))
+    groups = draw(groupings(inputs, outputs))
+    kernel = noise(outputs, inputs // groups, *taps, seed=draw(SEEDS))
+    return window(kernel, stride=strides, pads=pads, dilation=steps, groups=groups)
+
+
+@st.composite
 def any_window(draw, spatial: int, inputs: int, outputs: int) -> Window:
     """Windows of the kinds that often compose, and any others."""
     kinds = (
@@ -87,6 +104,7 @@ def any_window(draw, spatial: int, inputs: int, outputs: int) -> Window:
         windows(spatial, inputs, outputs, padding=False),
         pointwise(spatial, inputs, outputs),
         causal(spatial, inputs, outputs),
+        bordering(spatial, inputs, outputs),
     )
     return draw(st.one_of(*kinds))
 
@@ -99,6 +117,17 @@ def chains(draw) -> tuple[Window, Window]:
     inputs, middle, outputs = draw(sizes), draw(sizes), draw(sizes)
     first = draw(any_window(spatial, inputs, middle))
     return draw(any_window(spatial, middle, outputs)), first
+
+
+@st.composite
+def border_chains(draw) -> tuple[Window, Window]:
+    """(second, first) on one axis; the second pads with zeros where the first ends."""
+    first = draw(bordering(1, 2, 2))
+    taps = draw(st.integers(1, 3))
+    low, high = draw(st.sampled_from(((1, 0), (0, 1), (2, 1))))
+    stride = draw(st.integers(1, 2))
+    kernel = noise(2, 2, taps, seed=draw(SEEDS))
+    return window(kernel, stride=stride, pads=((low, high),)), first
 
 
 @st.composite

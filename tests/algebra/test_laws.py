@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from strategies import (
     SEEDS,
     any_window,
+    border_chains,
     chains,
     pointwise,
     sums,
@@ -132,6 +133,12 @@ def test_composing_windows_is_exact(pair, biased, seed):
     second, first = pair
     bias = vector(noise(first.out_channels, seed=seed)) if biased else None
     chain_is_exact(second, first, bias, len(first.axes))
+
+
+@given(border_chains())
+def test_composing_where_the_second_just_finds_zeros_is_exact(pair):
+    second, first = pair
+    chain_is_exact(second, first, None, 1)
 
 
 @given(sums())
@@ -372,6 +379,11 @@ CHAINS = {
         conv(4, 4, 2, pads=((3, 0),), dilation=3),
         False,
     ),
+    "3x3 pads (2, 2), 3x3 pad 1": (
+        conv(4, 4, 3, pads=1),
+        conv(4, 4, 3, pads=2),
+        False,
+    ),
     "pad, 3x3 pad 0": (conv(4, 4, 3, 3), PAD_ONE, False),
     "pad, pad": (PAD_ONE, PAD_ONE, False),
     "reflect pad, 3x3 pad 0": (conv(4, 4, 3, 3), REFLECT, False),
@@ -510,6 +522,18 @@ BROKEN_CHAINS = {
     "causal, anti-causal": (
         conv(4, 4, 3, pads=((0, 2),)),
         conv(4, 4, 3, pads=((2, 0),)),
+        False,
+        Reason.PADDED_BORDER,
+    ),
+    "3x3 pads (1, 2), 3x3 padded at the start": (
+        conv(4, 4, 3, pads=((1, 0),)),
+        conv(4, 4, 3, pads=((1, 2),)),
+        False,
+        Reason.PADDED_BORDER,
+    ),
+    "3x3 pads (2, 1), 3x3 padded at the end": (
+        conv(4, 4, 3, pads=((0, 1),)),
+        conv(4, 4, 3, pads=((2, 1),)),
         False,
         Reason.PADDED_BORDER,
     ),
