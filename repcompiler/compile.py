@@ -20,6 +20,7 @@ from torch import nn
 from repcompiler.capture import Model, run_capture
 from repcompiler.compose import compose
 from repcompiler.facts import gather
+from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
 from repcompiler.operators import RULES
 from repcompiler.probes import probe_shapes
@@ -59,6 +60,7 @@ def fuse(
     rules: Rules | None = None,
     capture: str = "auto",
     progress: Callable[[str], None] | None = None,
+    debug: bool = False,
 ) -> FuseResult:
     """Rewrite the affine parts of `model` into the cheapest ops of the same function.
 
@@ -67,10 +69,11 @@ def fuse(
             not changed, and shares nothing with the result.
         example_inputs: positional inputs. Without them only what is provable from the
             graph alone is fused, and the whole model is not run.
-        verify: check every region and the whole model; the report says if it was
-        skipped. rules: the operator table; extend it as ``{**RULES, target: rule}``.
-        capture: `auto`, `symbolic_trace` or `export`. progress: called with the name of
-        each stage as it starts.
+        verify: check every region and the whole model; the report says if not.
+        rules: the operator table; extend it as ``{**RULES, target: rule}``.
+        capture: `auto`, `symbolic_trace` or `export`.
+        progress: called with the name of each stage as it starts.
+        debug: assert the invariants of every stage's result (`invariants`).
 
     Returns:
         The fused model, with the signature, dtype, device and dynamic sizes of `model`,
@@ -86,6 +89,7 @@ def fuse(
         rules=rules,
         door=capture,
         progress=progress,
+        debug=debug,
     )
     assert state.rewritten is not None and state.report is not None
     return FuseResult(state.rewritten.module, state.report)
@@ -100,6 +104,7 @@ def run_stages(
     door: str = "auto",
     progress: Callable[[str], None] | None = None,
     stop_after: str = "report",
+    debug: bool = False,
 ) -> State:
     """Run the pipeline up to and including `stop_after`."""
     if isinstance(example_inputs, torch.Tensor):
@@ -120,6 +125,8 @@ def run_stages(
             progress(name)
         with _timed(state, name):
             stage()
+        if debug:
+            check_invariants(state, name)
         if name == stop_after:
             break
     return state

@@ -48,7 +48,7 @@ def clean(module: GraphModule, baked: frozenset[str] = frozenset()) -> Clean:
     return Clean(module, exact, frozen, mutated & frozenset(module.graph.nodes))
 
 
-_GUARDS = frozenset(
+GUARDS = frozenset(
     "_assert _assert_async _assert_scalar _assert_tensor_metadata sym_constrain_range "
     "sym_constrain_range_for_size _check _check_is_size".split()
 )
@@ -58,7 +58,7 @@ def drop_guards(module: GraphModule) -> None:
     """Erase asserts; on inputs that they let pass, nothing changes."""
     for node in reversed(list(module.graph.nodes)):
         guard = node.op == "call_module" and str(node.target) == "_guards_fn"
-        if guard or (node.op == "call_function" and op_name(node) in _GUARDS):
+        if guard or (node.op == "call_function" and op_name(node) in GUARDS):
             if not node.users:
                 module.graph.erase_node(node)
 
