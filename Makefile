@@ -12,6 +12,7 @@ TEST := .venv/.installed-test
 .PHONY: demo test lint clean
 
 demo: $(APP)
+	@mkdir -p out
 	$(BIN)/fastvit fuse $(MODEL) -o out/$(MODEL).onnx -o out/$(MODEL).safetensors \
 	    --report out/$(MODEL).json
 
@@ -31,7 +32,7 @@ $(BIN)/python:
 $(APP): pyproject.toml | $(BIN)/python
 	$(PIP) install torch torchvision
 	$(PIP) install -e .
-	@mkdir -p out && touch $@
+	@touch $@
 
 $(TEST): pyproject.toml $(APP)
 	$(PIP) install -e '.[test]'
