@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -63,6 +64,10 @@ class _Tracer(fx.Tracer):
 
     trace_asserts = True
 
+    def __init__(self, *, proxy_buffers: bool) -> None:
+        super().__init__()
+        self.proxy_buffers = proxy_buffers
+
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Trace, with a dictionary of tensors in place of a search for each of them."""
         self._names: dict[int, str] = {}
@@ -80,11 +85,16 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         """Parameters are proxies; other attributes are what they are."""
         name = self._names.get(id(attr_val))
-        if name is None or not isinstance(attr_val, nn.Parameter):
+        if name is None or not self._is_proxied(attr_val):
             return attr_val
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+    def _is_proxied(self, tensor: Tensor) -> bool:
+        """Parameters are; so are floating buffers, until one decides control flow."""
+        floating = self.proxy_buffers and tensor.is_floating_point()
+        return isinstance(tensor, nn.Parameter) or floating
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if parametrize.is_parametrized(m):
@@ -119,7 +129,9 @@ def run_capture(
     """`capture`, with everything the later stages need."""
     inputs = None if example_inputs is None else tuple(example_inputs)
     if isinstance(model, torch.export.ExportedProgram):
-        return _finish(_program_module(model), "exported_program", inputs)
+        module = _program_module(model)
+        _require_eval_graph(module)
+        return _finish(module, "exported_program", inputs)
     if not isinstance(cast(object, model), nn.Module):
         raise UnsupportedInput(
             f"Cannot fuse a {type(model).__name__}.",
@@ -214,13 +226,14 @@ def _is_flattened(module: GraphModule) -> bool:
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
-    """Trace with proxies; if that fails, once more with default arguments bound."""
+    """Trace with proxies; if that fails, with default arguments bound, then with
+    buffers as the plain tensors that they are now."""
     errors: list[BaseException] = []
-    for arguments in (None, _defaults(model, inputs)):
-        if arguments == {} and errors:
-            break
+    bound = _defaults(model, inputs)
+    choices = [None, bound] if bound else [None]
+    for proxy_buffers, arguments in product((True, False), choices):
         try:
-            tracer = _Tracer()
+            tracer = _Tracer(proxy_buffers=proxy_buffers)
             with _left_as_found(model):
                 graph = tracer.trace(model, concrete_args=arguments)
                 return GraphModule(tracer.root, graph, type(model).__name__)
@@ -303,16 +316,24 @@ def _doubled(leaf: Any) -> Any:
 def _program_module(program: torch.export.ExportedProgram) -> GraphModule:
     module = program.module()
     assert isinstance(module, GraphModule)
+    return module
+
+
+def _require_eval_graph(module: GraphModule) -> None:
+    """Raise `NotEval` for a norm or dropout that was exported in train mode.
+
+    A norm without stored statistics uses those of the batch in either mode.
+    """
     for node in module.graph.nodes:
         schema = getattr(node.target, "_schema", None)
         names = [a.name for a in schema.arguments] if schema is not None else []
-        given = dict(zip(names, node.args))
-        if given.get("training") is True or given.get("train") is True:
+        given = dict(zip(names, node.args)) | dict(node.kwargs)
+        stateless = "running_mean" in given and given["running_mean"] is None
+        if (given.get("training") or given.get("train")) is True and not stateless:
             raise NotEval(
                 f"The exported program holds {node.target} in train mode.",
                 hint="Export the model after model.eval().",
             )
-    return module
 
 
 _OPEN: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], GraphModule]] = {

@@ -136,6 +136,9 @@ def _widened(inputs: Sequence[object]) -> list[object]:
     return [pytree.tree_map(to_meta, value) for value in inputs]
 
 
+_OPERANDS = ("input", "weight", "other")
+
+
 def _evaluate(node: Node, facts: Facts) -> Any:
     if node.op == "get_attr":
         value = fetch(facts.module, str(node.target))
@@ -145,11 +148,12 @@ def _evaluate(node: Node, facts: Facts) -> Any:
     known: Any = map_arg(node.args, lambda n: facts.values.get(n, UNKNOWN))
     named: Any = map_arg(node.kwargs, lambda n: facts.values.get(n, UNKNOWN))
     leaves = pytree.tree_leaves((known, named))
-    first = leaves[0] if leaves else UNKNOWN
+    operands = (*known, *(named[key] for key in _OPERANDS if key in named))
+    first = operands[0] if operands else UNKNOWN
     if _keeps_shape(node, facts) and isinstance(first, (Tensor, Partial)):
         return first
     if any(isinstance(leaf, (Unknown, Partial)) for leaf in leaves):
-        return _partial(node, facts, known)
+        return _partial(node, facts, operands)
     return _run(node, facts, known, named)
 
 
@@ -283,6 +287,8 @@ def _partial_binary(args: Any) -> Any:
     if any(isinstance(arg, Unknown) for arg in args[:2]):
         return UNKNOWN
     tensors = [arg for arg in args[:2] if isinstance(arg, (Tensor, Partial))]
+    if not tensors:
+        return UNKNOWN
     shapes = {len(arg.shape): arg for arg in tensors}
     widest = shapes[max(shapes)]
     for arg in tensors:

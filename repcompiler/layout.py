@@ -53,8 +53,8 @@ def reshape(op: Op) -> Lifted:
     before, after = op.facts.shape(op.input), op.facts.shape(op.node)
     if before is None or after is None or None in before or None in after:
         return Opaque()
-    if 0 in before:
-        return Opaque()
+    if 0 in before or op.facts.dtype(op.input) != op.facts.dtype(op.node):
+        return Opaque()  # view(dtype) reads the same bits as other numbers
     return _carry(op, kept_axes(before, after))
 
 

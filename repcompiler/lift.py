@@ -86,7 +86,8 @@ class Rule:
 
     Attributes:
         meaning: from named arguments to what the operator means.
-        names: names of the positional arguments, separated by spaces.
+        names: names of the positional arguments, separated by spaces; "..." at the end
+            says that `meaning` has no use for any more. Otherwise more make it opaque.
         attributes: for modules, the arguments that the module itself holds.
         given: arguments that this spelling fixes.
     """
@@ -105,6 +106,9 @@ def lift(node: Node, facts: Facts, rules: Rules) -> Lifted:
     rule = find_rule(node, facts, rules)
     if rule is None:
         return Opaque(Reason.HOOKED if _hooked_container(node, facts) else None)
+    names = rule.names.split()
+    if len(node.args) > len(names) and names[-1] != "...":
+        return Opaque()
     args: dict[str, Any] = dict(rule.given)
     if node.op == "call_module":
         module = facts.submodule(node)
@@ -112,7 +116,7 @@ def lift(node: Node, facts: Facts, rules: Rules) -> Lifted:
             return Opaque(Reason.HOOKED)
         assert rule.attributes is not None
         args.update(rule.attributes(module))
-    args.update(zip(rule.names.split(), node.args))
+    args.update(zip(names, node.args))
     args.update({_ALIASES.get(key, key): value for key, value in node.kwargs.items()})
     args["input"] = args.pop("self", args.get("input"))
     return rule.meaning(Op(node, facts, args))
@@ -139,6 +143,10 @@ def find_rule(node: Node, facts: Facts, rules: Rules) -> Rule | None:
     if node.op != "call_function":
         return None
     target: Any = node.target
+    if isinstance(target, torch._ops.OpOverloadPacket):  # torch.ops.aten.mul
+        overloads = ("default", "Tensor", "int", "dim", "input")
+        known = (rules.get(getattr(target, name, None)) for name in overloads)
+        return next((rule for rule in known if rule is not None), None)
     rule = rules.get(target)
     if rule is None and not isinstance(target, torch._ops.OpOverload):
         module, name = (

@@ -1,7 +1,8 @@
 """One form for every capture: no guards, no aliases, no writes, constants folded.
 
 1. Guards (asserts on sizes) go, and with them all that only they read.
-2. Aliases (identity, dropout in eval) are replaced by what they alias.
+2. Aliases (identity, dropout in eval) are replaced by what they alias; a norm that
+   also returns statistics is spelled as one that does not.
 3. In-place ops become functional (`mutation`), and what cannot is marked.
 4. What depends on parameters alone is computed, in float64, and becomes a constant.
 5. Dead branches go.
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +43,7 @@ def clean(module: GraphModule, baked: frozenset[str] = frozenset()) -> Clean:
     """
     drop_guards(module)
     drop_aliases(module)
+    plain_norms(module)
     frozen, mutated = functionalise(module)
     exact = fold_constants(module, frozen, mutated, baked)
     drop_dead(module)
@@ -86,6 +89,26 @@ def _is_alias(node: Node, module: GraphModule) -> bool:
         named = dict(zip(("input", "p", "training"), node.args)) | dict(node.kwargs)
         return named.get("training", named.get("train", True)) is False
     return False
+
+
+def plain_norms(module: GraphModule) -> None:
+    """Replace core ATen's norm, which returns statistics too, where none reads them."""
+    aten: Any = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        read = [user for user in node.users if user.users or user.op == "output"]
+        if any(u.target is not operator.getitem or u.args[1] for u in read):
+            continue
+        value, weight, bias, mean, var, momentum, eps = node.args
+        args = (value, weight, bias, mean, var, False, momentum, eps, False)
+        with module.graph.inserting_before(node):
+            norm = module.graph.call_function(aten.batch_norm.default, args)
+        norm.meta = {k: v for k, v in node.meta.items() if k != "val"}
+        for user in list(node.users):
+            user.replace_all_uses_with(norm)
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
 
 
 def drop_dead(module: GraphModule) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repcompiler import layout, rules
+from repcompiler import compound, layout, rules
 from repcompiler.lift import Rule
 
 aten: Any = torch.ops.aten
@@ -58,7 +58,7 @@ _CONV_MODULE = Rule(rules.conv, attributes=_conv_attributes)
 _TRANSPOSED_MODULE = Rule(rules.transposed, attributes=_transposed_attributes)
 _NORM_MODULE = Rule(rules.batch_norm, attributes=_norm_attributes)
 _DROPOUT_MODULE = Rule(rules.unchanged, attributes=_attributes("training"))
-_DROPOUT = Rule(rules.unchanged, "input p training", given={"training": True})
+_DROPOUT = Rule(rules.unchanged, "input p training inplace", given={"training": True})
 _PAD_MODULE = Rule(
     rules.pad, attributes=lambda module: {"pad": getattr(module, "padding")}
 )
@@ -66,6 +66,14 @@ _ADD = Rule(rules.add, "input other")
 _SUB = Rule(rules.sub, "input other")
 _MUL = Rule(rules.mul, "input other")
 _DIV = Rule(rules.div, "input other")
+_NEG = Rule(rules.neg)
+_ADDCMUL = Rule(compound.addcmul, "input tensor1 tensor2")
+_MATMUL = Rule(compound.matmul, "input other")
+_ADDMM = Rule(compound.addmm, "input mat1 mat2")
+_CONVOLUTION = Rule(
+    compound.convolution,
+    "input weight bias stride padding dilation transposed output_padding groups",
+)
 _SAME = Rule(rules.unchanged, "input")
 _NO_ARGUMENTS = Rule(rules.unchanged, "input", attributes=_attributes())
 
@@ -107,14 +115,16 @@ _ARITHMETIC: dict[Any, Rule] = {
     torch.add: _ADD,
     "add": _ADD,
     aten.add.Tensor: _ADD,
-    aten.add.Scalar: _ADD,
+    aten.add.Scalar: Rule(rules.add, "input other alpha"),
     operator.sub: _SUB,
     operator.isub: _SUB,
     torch.sub: _SUB,
     torch.subtract: _SUB,
     "sub": _SUB,
+    "subtract": _SUB,
     aten.sub.Tensor: _SUB,
-    aten.sub.Scalar: _SUB,
+    aten.subtract.Tensor: _SUB,
+    aten.sub.Scalar: Rule(rules.sub, "input other alpha"),
     torch.rsub: Rule(rules.rsub, "input other"),
     aten.rsub.Tensor: Rule(rules.rsub, "input other"),
     aten.rsub.Scalar: Rule(rules.rsub, "input other alpha"),
@@ -123,19 +133,35 @@ _ARITHMETIC: dict[Any, Rule] = {
     torch.mul: _MUL,
     torch.multiply: _MUL,
     "mul": _MUL,
+    "multiply": _MUL,
     aten.mul.Tensor: _MUL,
+    aten.multiply.Tensor: _MUL,
     aten.mul.Scalar: _MUL,
     operator.truediv: _DIV,
     operator.itruediv: _DIV,
     torch.div: _DIV,
+    torch.divide: _DIV,
     torch.true_divide: _DIV,
     "div": _DIV,
+    "divide": _DIV,
+    "true_divide": _DIV,
     aten.div.Tensor: _DIV,
+    aten.divide.Tensor: _DIV,
+    aten.true_divide.Tensor: _DIV,
     aten.div.Scalar: _DIV,
-    operator.neg: Rule(rules.neg),
-    torch.neg: Rule(rules.neg),
-    "neg": Rule(rules.neg),
-    aten.neg.default: Rule(rules.neg),
+    operator.neg: _NEG,
+    torch.neg: _NEG,
+    torch.negative: _NEG,
+    "neg": _NEG,
+    "negative": _NEG,
+    aten.neg.default: _NEG,
+    aten.negative.default: _NEG,
+    operator.pos: _SAME,
+    torch.positive: _SAME,
+    aten.positive.default: _SAME,
+    torch.addcmul: _ADDCMUL,
+    "addcmul": _ADDCMUL,
+    aten.addcmul.default: _ADDCMUL,
 }
 
 _FUNCTIONS: dict[Any, Rule] = {
@@ -154,6 +180,17 @@ _FUNCTIONS: dict[Any, Rule] = {
     aten.conv_transpose1d.default: Rule(rules.transposed, _TRANSPOSED),
     aten.conv_transpose2d.input: Rule(rules.transposed, _TRANSPOSED),
     aten.conv_transpose3d.input: Rule(rules.transposed, _TRANSPOSED),
+    torch.convolution: _CONVOLUTION,
+    aten.convolution.default: _CONVOLUTION,
+    operator.matmul: _MATMUL,
+    torch.matmul: _MATMUL,
+    torch.mm: _MATMUL,
+    "matmul": _MATMUL,
+    "mm": _MATMUL,
+    aten.matmul.default: _MATMUL,
+    aten.mm.default: _MATMUL,
+    torch.addmm: _ADDMM,
+    aten.addmm.default: _ADDMM,
     F.linear: Rule(rules.linear, "input weight bias"),
     aten.linear.default: Rule(rules.linear, "input weight bias"),
     F.batch_norm: Rule(rules.batch_norm, _NORM),
@@ -187,10 +224,14 @@ _FUNCTIONS: dict[Any, Rule] = {
 }
 
 _TRANSPOSE = Rule(layout.transpose, "input dim0 dim1")
-_PERMUTE = Rule(layout.permute, "input dims")
-_RESHAPE = Rule(layout.reshape, "input")
+_PERMUTE = Rule(layout.permute, "input dims ...")
+_RESHAPE = Rule(layout.reshape, "input ...")
 _MEAN = Rule(layout.mean, "input dim keepdim")
-_RESIZE = Rule(layout.resize, "input size scale_factor mode", given={"mode": "nearest"})
+_ADAPTIVE_1D = Rule(layout.adaptive_pool, "input output_size", given={"spatial": 1})
+_ADAPTIVE_2D = Rule(layout.adaptive_pool, "input output_size", given={"spatial": 2})
+_RESIZE = Rule(
+    layout.resize, "input size scale_factor mode ...", given={"mode": "nearest"}
+)
 
 _LAYOUT: dict[Any, Rule] = {
     torch.transpose: _TRANSPOSE,
@@ -224,13 +265,13 @@ _LAYOUT: dict[Any, Rule] = {
     torch.mean: _MEAN,
     "mean": _MEAN,
     aten.mean.dim: _MEAN,
-    F.adaptive_avg_pool1d: Rule(layout.adaptive_pool, given={"spatial": 1}),
-    F.adaptive_avg_pool2d: Rule(layout.adaptive_pool, given={"spatial": 2}),
-    aten.adaptive_avg_pool1d.default: Rule(layout.adaptive_pool, given={"spatial": 1}),
-    aten.adaptive_avg_pool2d.default: Rule(layout.adaptive_pool, given={"spatial": 2}),
+    F.adaptive_avg_pool1d: _ADAPTIVE_1D,
+    F.adaptive_avg_pool2d: _ADAPTIVE_2D,
+    aten.adaptive_avg_pool1d.default: _ADAPTIVE_1D,
+    aten.adaptive_avg_pool2d.default: _ADAPTIVE_2D,
     F.interpolate: _RESIZE,
-    aten.upsample_nearest2d.vec: Rule(layout.resize),
-    aten.upsample_bilinear2d.vec: Rule(layout.resize),
+    aten.upsample_nearest2d.vec: Rule(layout.resize, "input ..."),
+    aten.upsample_bilinear2d.vec: Rule(layout.resize, "input ..."),
 }
 
 RULES: dict[Any, Rule] = {**_MODULES, **_ARITHMETIC, **_FUNCTIONS, **_LAYOUT}

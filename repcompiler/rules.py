@@ -122,6 +122,8 @@ def transposed(op: Op) -> Lifted:
     values = [op.get(name, default) for name, default in named.items()]
     if not static(groups, *values) or not same_float(op):
         return Opaque(Reason.NOT_CONSTANT)
+    if op.args.get("output_size") is not None:  # it overrides output_padding
+        return Opaque()
     columns = [per_axis(value, spatial) for value in values]
     geometry = tuple(
         (s, p, o, d, k) for s, p, o, d, k in zip(*columns, weight.shape[2:])
