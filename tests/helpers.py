@@ -50,7 +50,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.running_var.copy_(0.5 + 1.5 * noise)
             normed |= {id(p) for p in module.parameters()}
         for parameter in model.parameters():
-            if id(parameter) not in normed and parameter.dim() == 1:
+            vector = parameter.numel() == max(parameter.shape, default=1)
+            if id(parameter) not in normed and vector:
                 normal(parameter, 0.0, 1.0)
     return model.eval()
 
