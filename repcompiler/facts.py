@@ -219,14 +219,24 @@ def _keeps_shape(node: Node, facts: Facts) -> bool:
     return op_name(node) in _ELEMENTWISE_NAMES
 
 
+_KNOWN_HOMES = ("torch", "_operator", "math", "builtins")
+
+
 def op_name(node: Node) -> str:
-    """A short name of what a node does: `conv2d`, `batch_norm`, `add`, …"""
+    """A short name of what a node does: `conv2d`, `batch_norm`, `add`, …
+
+    Only torch's and Python's own functions have a short name: somebody else's `relu` may
+    do anything, and goes by its full path. So does an op of another library.
+    """
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        return target._schema.name.split("::")[1]
+        library, name = target._schema.name.split("::")
+        return name if library in ("aten", "prims") else target._schema.name
     if isinstance(target, str):
         return target
-    return getattr(target, "__name__", str(target))
+    name = str(getattr(target, "__name__", target))
+    home = str(getattr(target, "__module__", None) or "torch")
+    return name if home.split(".")[0] in _KNOWN_HOMES else f"{home}.{name}"
 
 
 def _partial(node: Node, facts: Facts, args: Any) -> Any:
