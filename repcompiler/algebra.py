@@ -173,7 +173,8 @@ def compose(second: Map, first: Map, *, biased: bool) -> Map | Refusal:
        before it passes only if it is pointwise itself.
     """
     if _is_identity(second) or _is_identity(first):
-        return _with_identity(second, first)
+        stopped = _stops_constant(second) if biased else None
+        return stopped or _with_identity(second, first)
     if isinstance(second, Diagonal):
         return _scale_outputs(second, first)
     if first.axis not in (None, second.axis):  # 1
@@ -194,6 +195,15 @@ def compose(second: Map, first: Map, *, biased: bool) -> Map | Refusal:
 
 def _is_identity(map: Map) -> bool:
     return isinstance(map, Diagonal) and map.is_identity
+
+
+def _stops_constant(second: Map) -> Refusal | None:
+    """Conditions 2 and 4, for a constant alone."""
+    if isinstance(second, Window) and second.pads and second.mode == "zeros":
+        return Refusal(Reason.PADDED_BORDER)
+    if isinstance(second, Transposed) and not second.local:
+        return Refusal(Reason.TRANSPOSED)
+    return None
 
 
 def _with_identity(second: Map, first: Map) -> Map | Refusal:

@@ -10,25 +10,21 @@ form.
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 from torch.fx.graph import _PyTreeCodeGen
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import CaptureError, NotEval, UnsupportedInput
 from repcompiler.facts import fetch
-from repcompiler.lift import is_hooked
 from repcompiler.normalise import Clean, clean
+from repcompiler.tracer import first_line, symbolic
 
 Model = nn.Module | torch.export.ExportedProgram
 DOORS = ("symbolic_trace", "export")
@@ -57,49 +53,6 @@ class Captured:
     mutated: frozenset[fx.Node] = frozenset()
     inputs: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
-
-
-class _Tracer(fx.Tracer):
-    """Leaves: torch.nn's own modules, and those whose call does more than forward."""
-
-    trace_asserts = True
-
-    def __init__(self, *, proxy_buffers: bool) -> None:
-        super().__init__()
-        self.proxy_buffers = proxy_buffers
-
-    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
-        """Trace, with a dictionary of tensors in place of a search for each of them."""
-        self._names: dict[int, str] = {}
-        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-            self._names.setdefault(id(tensor), name)
-        return super().trace(root, concrete_args)
-
-    def create_arg(self, a: Any) -> Any:
-        """A tensor of the root as a `get_attr` node."""
-        name = self._names.get(id(a)) if isinstance(a, Tensor) else None
-        if name is not None:
-            return self.create_node("get_attr", name, (), {})
-        return super().create_arg(a)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        """Parameters are proxies; other attributes are what they are."""
-        name = self._names.get(id(attr_val))
-        if name is None or not self._is_proxied(attr_val):
-            return attr_val
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
-
-    def _is_proxied(self, tensor: Tensor) -> bool:
-        """Parameters are; so are floating buffers, until one decides control flow."""
-        floating = self.proxy_buffers and tensor.is_floating_point()
-        return isinstance(tensor, nn.Parameter) or floating
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if parametrize.is_parametrized(m):
-            return False
-        return is_hooked(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def capture(
@@ -225,47 +178,6 @@ def _is_flattened(module: GraphModule) -> bool:
     return isinstance(module.graph._codegen, _PyTreeCodeGen)
 
 
-def _symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
-    """Trace with proxies; if that fails, with default arguments bound, then with
-    buffers as the plain tensors that they are now."""
-    errors: list[BaseException] = []
-    bound = _defaults(model, inputs)
-    choices = [None, bound] if bound else [None]
-    for proxy_buffers, arguments in product((True, False), choices):
-        try:
-            tracer = _Tracer(proxy_buffers=proxy_buffers)
-            with _left_as_found(model):
-                graph = tracer.trace(model, concrete_args=arguments)
-                return GraphModule(tracer.root, graph, type(model).__name__)
-        except Exception as error:  # the model's own code runs here
-            errors.append(error)
-    raise CaptureError(_first_line(errors[0]))
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Generator[None, None, None]:
-    """Take back the constants that the tracer leaves on the module that it traces."""
-    before = set(model.__dict__)
-    try:
-        yield
-    finally:
-        for name in set(model.__dict__) - before:
-            if name.startswith("_tensor_constant"):
-                delattr(model, name)
-
-
-def _defaults(model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, Any]:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    given = len(inputs) if inputs is not None else 0
-    return {
-        p.name: p.default
-        for index, p in enumerate(parameters)
-        if index >= given
-        and p.default is not inspect.Parameter.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
-
-
 def _export(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     if inputs is None:
         raise CaptureError("needs example_inputs")
@@ -280,7 +192,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
                 return _program_module(program)
         except Exception as error:  # the model's own code runs here
             errors.append(error)
-    raise CaptureError(_first_line(errors[0]))
+    raise CaptureError(first_line(errors[0]))
 
 
 def _export_attempts(
@@ -337,14 +249,9 @@ def _require_eval_graph(module: GraphModule) -> None:
 
 
 _OPEN: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], GraphModule]] = {
-    "symbolic_trace": _symbolic,
+    "symbolic_trace": symbolic,
     "export": _export,
 }
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def same_function(
@@ -359,11 +266,18 @@ def same_function(
     state = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
     randomise(state.values())
     owned = {**dict(captured.named_parameters()), **dict(captured.named_buffers())}
-    replaced = {name: state[name] for name in owned if name in state}
+    buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}
+    replaced = {name: buffers.get(name, state[name]) for name in owned if name in state}
     with torch.no_grad():
-        expected = _outputs(lambda: twin(*inputs))
-        found = _outputs(lambda: torch.func.functional_call(captured, replaced, inputs))
+        # Each may write to its inputs and to its buffers.
+        one, two = (pytree.tree_map(_copied, inputs) for _ in range(2))
+        expected = _outputs(lambda: twin(*one))
+        found = _outputs(lambda: torch.func.functional_call(captured, replaced, two))
     return len(expected) == len(found) and all(map(_close, expected, found))
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def randomise(tensors: Any) -> None:

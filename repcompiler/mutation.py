@@ -24,6 +24,12 @@ _OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
 }
 _VIEWS = frozenset(
     "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
@@ -45,11 +51,16 @@ def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]
     pinned: set[Node] = set()
     for node, target in writes.items():
         if not _undo(module, node, target, groups[target], order):
+            node.meta["writes"] = True
             pinned |= groups[target] | {node}
     for node in [n for n in pinned if n in writes and n.op == "call_module"]:
         pinned |= {
             n for n in nodes if n.op == "call_module" and n.target == node.target
         }
+    owners = {
+        str(node.target).rpartition(".")[0] for node in pinned if node.op == "get_attr"
+    }
+    pinned |= {n for n in nodes if n.op == "call_module" and str(n.target) in owners}
     readers = {user for node in pinned for user in node.users}
     frozen = {str(node.target) for node in pinned if node.op == "get_attr"}
     return frozenset(frozen), frozenset(pinned | readers)
@@ -170,6 +181,8 @@ def _make_functional(module: GraphModule, node: Node) -> bool:
         node.target = name
     elif isinstance(target, torch._ops.OpOverload):
         return _functional_overload(node, target)
+    elif node.kwargs.get("inplace") is True:
+        node.kwargs = {**node.kwargs, "inplace": False}
     elif _bound(node).get("inplace") is True:
         arguments = _bound(node)
         first = next(iter(arguments))

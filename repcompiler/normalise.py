@@ -122,6 +122,8 @@ def drop_dead(module: GraphModule) -> None:
 
 def is_write(node: Node) -> bool:
     """Whether the node has an effect beside its value."""
+    if node.meta.get("writes"):  # `mutation` found that the write has to stay
+        return True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     schema = getattr(node.target, "_schema", None)

@@ -80,7 +80,9 @@ def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str],
 
 
 def _first_sample(leaf: Any) -> Any:
-    return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return (leaf[:1] if leaf.dim() > 1 else leaf).clone()  # it may be written to
 
 
 def make_report(state: State) -> FuseReport:

@@ -259,7 +259,7 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
     """The tensors in the model's output, flat."""
     with torch.no_grad():
         try:
-            output = model(*inputs)
+            output = model(*pytree.tree_map(_copied, tuple(inputs)))
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise VerificationError(
@@ -267,6 +267,11 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
             ) from error
     leaves = pytree.tree_leaves(output)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _copied(leaf: Any) -> Any:
+    """Models may write to their inputs."""
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _try_run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:

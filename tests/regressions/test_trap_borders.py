@@ -114,6 +114,23 @@ def test_constant_in_front_of_a_padded_conv_stays(kind):
     assert reason_of(result, "1") == "padded_border"
 
 
+@pytest.mark.parametrize("shift", [lambda x: x + 1, lambda x: 0.5 - x])
+def test_number_added_in_front_of_a_padded_conv_stays(shift):
+    net = Net(
+        lambda s, x: s.norm(s.conv(shift(x))), conv=conv(), norm=nn.BatchNorm2d(4)
+    )
+    result = check(net, images(4))
+    # Not one op, and the refusal does not keep the norm from its conv.
+    assert (convs(result.model), norms(result.model)) == (1, 0)
+    assert sum(ops(result.model).values()) == 2
+    assert rc.fuse(net, verify=False).report.regions
+
+
+def test_number_added_in_front_of_a_transposed_conv_stays():
+    net = Net(lambda s, x: s.conv(x + 1), conv=nn.ConvTranspose2d(4, 4, 3, padding=1))
+    assert sum(ops(check(net, images(4)).model).values()) == 2
+
+
 @pytest.mark.parametrize("kind", ["bias", "norm"])
 def test_constant_in_front_of_an_unpadded_conv_goes(kind):
     first = nn.Conv2d(4, 4, 1) if kind == "bias" else nn.BatchNorm2d(4)

@@ -1,0 +1,156 @@
+"""The first door: `fx` tracing that sees in-place writes and leaves the model alone.
+
+`fx`'s own proxies turn ``x += y`` into ``x = x + y``, which other names of x then miss,
+and refuse ``x[i] = y``. Here both are nodes, for `mutation` to judge. What the model's
+code stores on its modules while it is traced is taken back.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx import GraphModule
+from torch.nn.utils import parametrize
+
+from repcompiler.errors import CaptureError
+from repcompiler.lift import is_hooked
+
+
+class _Proxy(fx.Proxy):
+    """A proxy whose in-place operators and item assignments are nodes."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy(
+            "call_function", operator.setitem, (self, index, value), {}
+        )
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def write(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return write
+
+
+for _name in "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor".split():
+    setattr(_Proxy, f"__{_name}__", _augmented(getattr(operator, _name)))
+
+
+class _Tracer(fx.Tracer):
+    """Leaves: torch.nn's own modules, and those whose call does more than forward."""
+
+    trace_asserts = True
+
+    def __init__(self, *, proxy_buffers: bool) -> None:
+        super().__init__()
+        self.proxy_buffers = proxy_buffers
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Every value is one of our proxies."""
+        return _Proxy(node, self)
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Trace, with a dictionary of tensors in place of a search for each of them."""
+        self._names: dict[int, str] = {}
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            self._names.setdefault(id(tensor), name)
+        return super().trace(root, concrete_args)
+
+    def create_arg(self, a: Any) -> Any:
+        """A tensor of the root as a `get_attr` node."""
+        name = self._names.get(id(a)) if isinstance(a, Tensor) else None
+        if name is not None:
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        """Parameters are proxies; other attributes are what they are."""
+        name = self._names.get(id(attr_val))
+        if name is None or not self._is_proxied(attr_val):
+            return attr_val
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def _is_proxied(self, tensor: Tensor) -> bool:
+        """Parameters are; so are floating buffers, until one decides control flow."""
+        floating = self.proxy_buffers and tensor.is_floating_point()
+        return isinstance(tensor, nn.Parameter) or floating
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if parametrize.is_parametrized(m):
+            return False
+        return is_hooked(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Found:
+    """What a model's modules held before their code ran."""
+
+    def __init__(self, model: nn.Module) -> None:
+        stores = ("_parameters", "_buffers", "_modules")
+        self.held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for module in model.modules():
+            for store in (vars(module), *(vars(module)[name] for name in stores)):
+                self.held.append((store, dict(store)))
+        self.copies = [(b, b._version, b.clone()) for b in model.buffers()]
+
+    def buffer_written(self, model: nn.Module) -> bool:
+        """Whether a buffer was written to or replaced, which no graph would show."""
+        same = [id(b) for b, _, _ in self.copies] == [id(b) for b in model.buffers()]
+        return not same or any(b._version != version for b, version, _ in self.copies)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for store, before in self.held:
+            if store.keys() != before.keys() or any(
+                store[name] is not value for name, value in before.items()
+            ):
+                store.clear()
+                store.update(before)
+        for buffer, version, copy in self.copies:
+            if buffer._version != version:
+                buffer.data.copy_(copy)
+
+
+def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
+    """Trace with proxies; if that fails, with default arguments bound, then with
+    buffers as the plain tensors that they are now."""
+    errors: list[BaseException] = []
+    bound = _defaults(model, inputs)
+    choices = [None, bound] if bound else [None]
+    for proxy_buffers, arguments in product((True, False), choices):
+        found = _Found(model)
+        try:
+            tracer = _Tracer(proxy_buffers=proxy_buffers)
+            graph = tracer.trace(model, concrete_args=arguments)
+            if found.buffer_written(model):
+                raise CaptureError("forward writes to a buffer")
+            return GraphModule(tracer.root, graph, type(model).__name__)
+        except Exception as error:  # the model's own code runs here
+            errors.append(error)
+        finally:
+            found.restore()
+    raise CaptureError(first_line(errors[0]))
+
+
+def _defaults(model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, Any]:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    given = len(inputs) if inputs is not None else 0
+    return {
+        p.name: p.default
+        for index, p in enumerate(parameters)
+        if index >= given
+        and p.default is not inspect.Parameter.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__
