@@ -28,7 +28,12 @@ def probe_shapes(
     spatial = max((len(_axes(term)) for term in meaning.terms), default=0)
     reach = max((a.span for t in meaning.terms for a in _axes(t)), default=1)
     strided = any(axis.stride > 1 for term in meaning.terms for axis in _axes(term))
+    # Padding wider than the window gives outputs even for one input.
+    grown = max(
+        (-(-a.tail // a.stride) for t in meaning.terms for a in _axes(t)), default=0
+    )
     sets = [(1, 0), (2, 0), (reach + 2, 0)] + [(2, 1), (reach + 3, 1)] * strided
+    sets = [(outputs + max(grown, 0), rest) for outputs, rest in sets]
     shapes = [
         shape
         for outputs, rest in (sets if spatial else sets[:1])

@@ -341,7 +341,11 @@ def avg_pool(op: Op) -> Lifted:
 
 
 def pad(op: Op) -> Lifted:
-    """Zeros (or a mirrored, repeated or wrapped border) around the last axes."""
+    """Zeros (or a mirrored, repeated or wrapped border) around the last axes.
+
+    Read as a window over all positions, as the conv beside it is. A pad that reaches
+    the channels, or has no batch before them, is none.
+    """
     widths = op.get("pad")
     if isinstance(widths, int):
         widths = (widths,) * (2 * int(op.get("spatial", 0)))
@@ -351,11 +355,15 @@ def pad(op: Op) -> Lifted:
         return Opaque()
     if value != 0:
         return Opaque(Reason.PADDED_BORDER)
-    spatial = len(widths) // 2
+    rank = op.facts.rank(op.input)
+    spatial = 0 if rank is None else rank - 2
     channels = op.facts.size(op.node, -(spatial + 1))
     if channels is None or not same_float(op, op.input):
         return Opaque(Reason.UNKNOWN_SHAPE)
     pairs = list(zip(widths[::2], widths[1::2]))[::-1]
+    pairs = [(0, 0)] * (spatial - len(pairs)) + pairs
+    if len(pairs) > spatial or spatial > 3:
+        return Opaque()
     if mode != "zeros" and any(width < 0 for pair in pairs for width in pair):
         return Opaque(Reason.PADDING_MODE)
     axes = tuple(Axis(1, -low, 1, 1, high) for low, high in pairs)

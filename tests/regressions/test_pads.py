@@ -1,0 +1,45 @@
+"""Pads of some axes only: read as conv1d on images, or with the batch as channels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import repcompiler
+
+TWICE = {
+    "last axis": ((1, 1), (2, 2)),
+    "one side of two axes": ((0, 0, 1, 0), (0, 3)),
+    "channels": ((0, 0, 0, 0, 1, 1), (0, 0, 0, 0, 2, 2)),
+}
+
+
+class PadTwice(nn.Module):
+    """Two pads with a non-linear op behind."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.widths = widths
+
+    def forward(self, x):
+        """Pad, pad."""
+        return torch.sigmoid(F.pad(F.pad(x, self.widths[0]), self.widths[1]))
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("name", TWICE)
+def test_pads_of_some_axes_stay_what_they_were(name, checked):
+    model = PadTwice(TWICE[name]).eval()
+    fused = repcompiler.fuse(model, (torch.randn(2, 4, 5, 5),), verify=checked)
+    for batch in (1, 2, 3):
+        x = torch.randn(batch, 4, 6, 3)
+        assert torch.equal(fused.model(x), model(x))
+
+
+def test_pads_wider_than_any_window_are_probed_and_so_can_merge():
+    model = PadTwice(((1, 1, 2, 2), (2, 2, 0, 3))).eval()
+    report = repcompiler.fuse(model, (torch.randn(2, 4, 5, 5),)).report
+    assert [region.exactness for region in report.regions] == [0.0]
+    assert report.kept == ()
