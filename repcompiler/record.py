@@ -19,6 +19,7 @@ from repcompiler.reasons import Reason
 from repcompiler.regions import Rewrite, module_path
 from repcompiler.report import Change, FuseReport, Kept, OpCount, Region, VerifyReport
 from repcompiler.state import State
+from repcompiler.verify import buffers_kept
 
 # Layout and view ops, and bookkeeping, which compute nothing.
 LAYOUT_OPS = frozenset(
@@ -74,7 +75,7 @@ def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str],
     if inputs is None:
         return Counter(), 0
     first = pytree.tree_map(_first_sample, tuple(inputs))
-    with torch.no_grad(), _OpCounter() as counter:
+    with torch.no_grad(), buffers_kept(model), _OpCounter() as counter:
         model(*first)
     return counter.calls, counter.macs
 

@@ -12,7 +12,8 @@ times as far from that reference as the original was. No tolerance is tuned by h
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -145,13 +146,26 @@ def compare(
     plain, wide = _runnable(reference), _in_float64(_runnable(reference))
     judged = _runnable(candidate)
     state = VerifyReport(ok=True, verdict="equal", error_ratio=0.0, max_abs=0.0)
-    for batch in batches:
-        state = _compare_batch(
-            _Quartet(plain, wide, judged, candidate64), batch, state, max_error_ratio
-        )
-        if state.verdict == "not comparable":
-            break
+    models = _Quartet(plain, wide, judged, candidate64)
+    with buffers_kept(plain, judged):
+        for batch in batches:
+            state = _compare_batch(models, batch, state, max_error_ratio)
+            if state.verdict == "not comparable":
+                break
     return state
+
+
+@contextmanager
+def buffers_kept(*modules: nn.Module) -> Generator[None, None, None]:
+    """Undo what a forward pass writes to buffers: a check must not change a model."""
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, version, copied in before:
+            if buffer._version != version:
+                buffer.data.copy_(copied)
 
 
 def exactness(
