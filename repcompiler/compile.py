@@ -57,6 +57,7 @@ def fuse(
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     *,
     verify: bool = True,
+    samples: int = SAMPLES,
     rules: Rules | None = None,
     capture: str = "auto",
     progress: Callable[[str], None] | None = None,
@@ -70,6 +71,7 @@ def fuse(
         example_inputs: positional inputs. Without them only what is provable from the
             graph alone is fused, and the whole model is not run.
         verify: check every region and the whole model; the report says if not.
+        samples: how many inputs the whole model is compared on, the example first.
         rules: the operator table; extend it as ``{**RULES, target: rule}``.
         capture: `auto`, `symbolic_trace` or `export`.
         progress: called with the name of each stage as it starts.
@@ -86,6 +88,7 @@ def fuse(
         model,
         example_inputs,
         verify=verify,
+        samples=samples,
         rules=rules,
         door=capture,
         progress=progress,
@@ -100,6 +103,7 @@ def run_stages(
     example_inputs: Sequence[Any] | torch.Tensor | None = None,
     *,
     verify: bool = True,
+    samples: int = SAMPLES,
     rules: Rules | None = None,
     door: str = "auto",
     progress: Callable[[str], None] | None = None,
@@ -110,7 +114,8 @@ def run_stages(
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     inputs = None if example_inputs is None else tuple(example_inputs)
-    state = State(model, inputs, RULES if rules is None else rules, verify)
+    table = RULES if rules is None else rules
+    state = State(model, inputs, table, check=verify, samples=samples)
     stages: dict[str, Callable[[], None]] = {
         "capture": lambda: _capture(state, door),
         "lift": lambda: _lift(state),
@@ -230,7 +235,7 @@ def _verify(state: State) -> None:
         state.equivalence = VerifyReport(True, "regions equal", exact, note=note)
         return
     wide = rewrite(state.graph_module, state.regions, state.facts, dtype=torch.float64)
-    batches = sample_batches(state.inputs, SAMPLES)
+    batches = sample_batches(state.inputs, state.samples)
     verdict = compare(state.model, state.rewritten.module, wide.module, batches)
     if not verdict.ok and (verdict.exactness or 0.0) > EXACT:
         verdict = _against_capture(state, verdict, wide.module, batches)

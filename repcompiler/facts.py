@@ -225,8 +225,8 @@ _KNOWN_HOMES = ("torch", "_operator", "math", "builtins")
 def op_name(node: Node) -> str:
     """A short name of what a node does: `conv2d`, `batch_norm`, `add`, …
 
-    Only torch's and Python's own functions have a short name: somebody else's `relu` may
-    do anything, and goes by its full path. So does an op of another library.
+    Only torch's and Python's own functions have a short name: somebody else's `relu`
+    may do anything, and goes by its full path. So does an op of another library.
     """
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):

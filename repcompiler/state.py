@@ -26,6 +26,7 @@ class State:
     inputs: tuple[Any, ...] | None
     rules: Rules
     check: bool = True
+    samples: int = 1
     captured: Captured | None = None
     facts: Facts | None = None
     lifted: Mapping[Node, Lifted] | None = None
