@@ -87,6 +87,7 @@ def build_timm(text: str, options: ModelOptions) -> Built:
         text,
         lambda **args: timm.create_model(name, pretrained=options.pretrained, **args),
         options.args,
+        *_download_hint(options),
     )
     config = resolve_model_data_config(model)
     classes = getattr(model, "num_classes", 0)
@@ -108,7 +109,12 @@ def build_torchvision(text: str, options: ModelOptions) -> Built:
     fixed = {"weights": "DEFAULT" if options.pretrained else None}
     if "weights_backbone" in inspect.signature(builder).parameters:
         fixed["weights_backbone"] = None  # its default would be downloaded
-    model = factories.call(text, lambda **args: builder(**fixed, **args), options.args)
+    model = factories.call(
+        text,
+        lambda **args: builder(**fixed, **args),
+        options.args,
+        *_download_hint(options),
+    )
     weights = next(iter(models.get_model_weights(name)), None)
     names = tuple(weights.meta.get("categories", ())) if weights else ()
     if "num_classes" in options.args and options.args["num_classes"] != len(names):
@@ -157,6 +163,12 @@ def build_program(text: str, options: ModelOptions) -> Built:
         inputs=inputs,
         dynamic_batch=programs.has_dynamic_batch(program),
     )
+
+
+def _download_hint(options: ModelOptions) -> tuple[str, ...]:
+    if not options.pretrained:
+        return ()
+    return ("--pretrained needs published weights and the network; or --weights FILE.",)
 
 
 def refuse_factory_options(text: str, options: ModelOptions) -> None:

@@ -41,7 +41,7 @@ def near(text: str, families: Iterable[str] = FAMILIES) -> list[str]:
     """At most three names that look like `text`, which may lack its prefix."""
     pool = [name for family in families for name in FAMILIES[family]()]
     wanted = bare(text).lower()
-    exact = [name for name in pool if bare(name) == wanted]
+    exact = [name for name in pool if bare(name) in (wanted, f"fastvit_{wanted}")]
     if exact:
         return exact[:3]
     close = difflib.get_close_matches(wanted, {bare(name) for name in pool}, n=3)

@@ -46,7 +46,6 @@ def one_line(text: str, limit: int = 600) -> str:
 
 def summary(error: BaseException, limit: int = 240) -> str:
     """An exception of unknown origin in a few words: its type, its first paragraph."""
-    text = str(error).strip()
-    paragraph = text.split("\n\n")[0]
+    paragraph = str(error).strip().split("\n\n")[0].rstrip(".: ")
     name = type(error).__name__
     return f"{name}: {one_line(paragraph, limit)}" if paragraph else name

@@ -46,8 +46,13 @@ def find(text: str) -> Any:
     return found
 
 
-def call(text: str, factory: Callable[..., Any], args: dict[str, Any]) -> Any:
-    """What the factory returns.
+def call(
+    text: str,
+    factory: Callable[..., Any],
+    args: dict[str, Any],
+    hint: str = "Check the arguments (--model-arg key=value), or see --debug.",
+) -> Any:
+    """What the factory returns; `hint` says what to do if it fails.
 
     Raises:
         BadInput: it raised, or does not take these arguments.
@@ -60,7 +65,7 @@ def call(text: str, factory: Callable[..., Any], args: dict[str, Any]) -> Any:
         given = ", ".join(f"{key}={value!r}" for key, value in args.items())
         raise BadInput(
             f"{text} called with ({given}) raised {summary(error)}.",
-            hint="Check the arguments (--model-arg key=value), or see --debug.",
+            hint=hint,
         ) from error
 
 

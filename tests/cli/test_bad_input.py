@@ -18,6 +18,8 @@ CASES = [
     (["fuse", "repvgg_a0"], "no model 'repvgg_a0'", "timm:repvgg_a0"),
     (["fuse", "timm:resnet5O"], "no model 'timm:resnet5O'", "timm:resnet50"),
     (["fuse", "torchvision:vgg1"], "no model", "torchvision:vgg1"),
+    (["fuse", "sa12"], "no model 'sa12'", "Did you mean fastvit_sa12"),
+    (["fuse", ""], "no model ''", "fastvit models"),
     (["fuse", "zzzzzzzz"], "no model 'zzzzzzzz'", "fastvit models"),
     (["fuse", "model.onnx"], "ONNX graph", "Give the PyTorch model"),
     (["fuse", "missing.pt2"], "no file missing.pt2", "path"),
@@ -101,6 +103,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert remedy in result.error
     assert calls == []  # found out before the long work
     assert names(files) == before
+
+
+def test_pretrained_weights_out_of_reach_say_so(fastvit, monkeypatch):
+    import timm
+
+    def offline(name, **options):
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    result = fastvit("fuse", "timm:test_vit", "--pretrained")
+    assert result.code == 2
+    assert "the hub cannot be reached" in result.error
+    assert "--pretrained needs published weights and the network" in result.error
 
 
 def test_cuda_that_is_not_there_is_named(fastvit, net, monkeypatch):

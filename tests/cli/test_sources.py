@@ -47,6 +47,22 @@ def test_torchvision_says_its_own_size(given):
     assert inputs[0].shape == (1, 3, 224, 224)
 
 
+def test_pretrained_is_asked_of_timm_and_recorded(given, monkeypatch):
+    import timm
+
+    asked = []
+    create = timm.create_model
+
+    def recording(name, pretrained=False, **options):
+        asked.append(pretrained)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", recording)
+    _, _, document = given("timm:test_resnet", "--pretrained")
+    assert asked == [True]
+    assert document["weights"]["origin"] == "pretrained"
+
+
 def test_model_args_reach_the_factory_and_channels_the_input(given):
     args = ("--model-arg", "in_chans=1", "--model-arg", "num_classes=7")
     model, inputs, document = given("timm:test_resnet", *args)
