@@ -121,7 +121,9 @@ class Window:
     """A conv, or a linear layer if `axes` is empty. `kernel`: (O, I/groups, *taps).
 
     `mode` is what lies outside of the input: zeros, reflect, replicate or circular; it
-    is `zeros` wherever no axis pads.
+    is `zeros` wherever no axis pads. `fixed`: whether weights prove the number of
+    channels. A pool or a pad alone takes any number; only with a map that is fixed can
+    it become a conv.
     """
 
     axis: int
@@ -131,6 +133,7 @@ class Window:
     axes: tuple[Axis, ...]
     mode: str
     kernel: Thunk = field(repr=False, compare=False)
+    fixed: bool = True
 
     @property
     def channels(self) -> int:

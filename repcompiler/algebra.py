@@ -65,7 +65,13 @@ def as_window(diagonal: Diagonal, like: Window) -> Window | Refusal:
         kernel=lambda: kernels.diagonal_kernel(
             None if scale is None else scale.value(), channels, spatial
         ),
+        fixed=_fixes(scale),
     )
+
+
+def _fixes(scale: Vector | None) -> bool:
+    """Whether a scale proves the number of channels."""
+    return scale is not None and scale.size is not None
 
 
 def add(a: Map, b: Map) -> Map | Refusal:
@@ -146,6 +152,7 @@ def _add_windows(a: Window, b: Window) -> Window | Refusal:
             ),
             start=torch.zeros((), dtype=torch.float64),
         ),
+        fixed=a.fixed or b.fixed,
     )
 
 
@@ -166,11 +173,9 @@ def compose(second: Map, first: Map, *, biased: bool) -> Map | Refusal:
        low:  the first's last offset is below its stride;
        high: the first's pad_high is at least its span - 1.
     3. Where `second` pads in another mode, the first is pointwise. (Two circular
-    windows
-       would compose, but the wider pad then fails on inputs that each of them takes.)
+       windows would compose, but the wider pad fails on inputs that each alone takes.)
     4. A transposed conv composes with diagonal and pointwise maps on either side; a
-    bias
-       before it passes only if it is pointwise itself.
+       bias before it passes only if it is pointwise itself.
     """
     if _is_identity(second) or _is_identity(first):
         stopped = _stops_constant(second) if biased else None
@@ -260,7 +265,9 @@ def _scale_outputs(second: Diagonal, first: Map) -> Map | Refusal:
         return Refusal(Reason.CHANNEL_MISMATCH)
     if isinstance(first, Window):
         return replace(
-            first, kernel=lambda: kernels.scale_outputs(first.kernel(), scale.value())
+            first,
+            kernel=lambda: kernels.scale_outputs(first.kernel(), scale.value()),
+            fixed=first.fixed or _fixes(scale),
         )
     return replace(first, kernel=lambda: _scale_transposed(first, scale))
 
@@ -282,6 +289,7 @@ def _scale_inputs(second: Window, first: Diagonal) -> Window:
         kernel=lambda: kernels.scale_inputs(
             second.kernel(), scale.value(), second.groups
         ),
+        fixed=second.fixed or _fixes(scale),
     )
 
 
@@ -299,6 +307,7 @@ def _compose_windows(second: Window, first: Window) -> Window | Refusal:
         axes=axes,
         mode=mode if any(axis.pads for axis in axes) else "zeros",
         kernel=lambda: kernels.compose(second, first, axes, groups),
+        fixed=second.fixed or first.fixed,
     )
 
 

@@ -199,7 +199,7 @@ def _check_regions(state: State) -> None:
     undone: list[Rewrite] = []
     for region in state.regions:
         original = original_form(region, state.graph_module, facts)
-        fused = fused_form(region, facts)
+        fused = fused_form(region, state.graph_module, facts)
         shapes = probe_shapes(region.meaning, region.value, facts)
         error = region_error(original, fused, shapes, region.meaning.axis)
         state.exactness[region.value] = error

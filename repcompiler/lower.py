@@ -160,8 +160,11 @@ def _bias_bearer(meaning: Meaning) -> Term | None:
 
 
 def parameter(tensor: Tensor, target: Target) -> nn.Parameter:
-    """The tensor rounded once, to the target's dtype, as a parameter."""
-    rounded = tensor.to(dtype=target.dtype, device=target.device)
+    """The tensor rounded once, to the target's dtype, as a parameter of its own.
+
+    A kernel may be a weight of the model itself, untouched; it is never shared.
+    """
+    rounded = tensor.to(dtype=target.dtype, device=target.device, copy=True)
     return nn.Parameter(rounded.contiguous(), requires_grad=target.trainable)
 
 

@@ -154,7 +154,7 @@ def _outside(
     return facts.values[node]
 
 
-def fused_form(rewrite: Rewrite, facts: Facts) -> GraphModule:
+def fused_form(rewrite: Rewrite, module: GraphModule, facts: Facts) -> GraphModule:
     """What replaces the region, in float64, as a function of its sources."""
     graph = Graph()
     env: dict[Node, Any] = {
@@ -173,4 +173,8 @@ def fused_form(rewrite: Rewrite, facts: Facts) -> GraphModule:
 
     emitter = Emitter(graph, value_of, hold, Target(trainable=False))
     graph.output(emitter.emit(rewrite.meaning, rewrite.name))
+    for node in graph.nodes:  # a pool or a resize that the meaning runs through
+        if node.op == "call_module" and str(node.target) not in attributes:
+            leaf = module.get_submodule(str(node.target))
+            attributes[str(node.target)] = copy.deepcopy(leaf).double().cpu()
     return GraphModule(attributes, graph)

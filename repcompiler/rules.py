@@ -383,6 +383,7 @@ def _depthwise(
         axes=axes,
         mode=mode if any(axis.pads for axis in axes) else "zeros",
         kernel=lambda: torch.full(shape, value, dtype=torch.float64),
+        fixed=False,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 
 from torch.fx import Graph, Node
 
@@ -284,6 +284,8 @@ def _term_cost(term: Term, meaning: Meaning, node: Node, state: _Selection) -> f
     computing = [step for step in term.after if step.computes]
     if isinstance(map, Diagonal):
         return cost.elementwise_cost(state.numbers[node])
+    if isinstance(map, Window) and not map.fixed:
+        return inf  # nothing proves the number of channels: a conv would fix it
     size = state.numbers[node] / map.out_channels
     if computing:  # the map runs before a mean or a resize, at its input's size
         inner = computing[0].node.all_input_nodes[0]

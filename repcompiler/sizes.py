@@ -108,7 +108,7 @@ def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int]
         if rank is None or facts.rank(value) != rank:
             return value, axis
         if isinstance(map, Window):
-            if axis == map.axis:
+            if axis == map.axis and map.fixed:
                 return map.out_channels
             if axis > map.axis and not _keeps(map, axis):
                 return value, axis

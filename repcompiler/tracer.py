@@ -11,7 +11,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
@@ -92,11 +92,15 @@ class _Found:
     """What a model's modules held before their code ran."""
 
     def __init__(self, model: nn.Module) -> None:
-        stores = ("_parameters", "_buffers", "_modules")
-        self.held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.held: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self.lists: list[tuple[list[Any], list[Any]]] = []
         for module in model.modules():
-            for store in (vars(module), *(vars(module)[name] for name in stores)):
+            inner = vars(module).values()
+            stores = [value for value in inner if isinstance(value, dict)]
+            for store in (vars(module), *cast(list[dict[Any, Any]], stores)):
                 self.held.append((store, dict(store)))
+            lists = [value for value in inner if isinstance(value, list)]
+            self.lists += [(value, list(value)) for value in cast(Any, lists)]
         self.copies = [(b, b._version, b.clone()) for b in model.buffers()]
 
     def buffer_written(self, model: nn.Module) -> bool:
@@ -105,7 +109,9 @@ class _Found:
         return not same or any(b._version != version for b, version, _ in self.copies)
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Put everything back, what is kept in a dict or a list of a module as well."""
+        for kept, before in self.lists:
+            kept[:] = before
         for store, before in self.held:
             if store.keys() != before.keys() or any(
                 store[name] is not value for name, value in before.items()
