@@ -82,8 +82,8 @@ def distance(a: nn.Module, b: nn.Module, x: Tensor) -> float:
 
 
 def count(model: nn.Module, x: Tensor) -> int:
-    """Compute ops, by the compiler's own counter (`repcompiler.record`)."""
-    from repcompiler.record import count as count_both
+    """Compute ops, by the compiler's own counter (`repcompiler.counting`)."""
+    from repcompiler.counting import count as count_both
 
     return count_both(model, (x,))[0].total()
 
@@ -98,7 +98,7 @@ def measure(name: str) -> dict[str, Any]:
     equal = report.equivalence
     row.update(
         ours=report.ops.after,
-        norms_left=report.ops.after_by_type.get("native_batch_norm", 0),
+        norms_left=report.ops.after_by_type.get("batch_norm", 0),
         macs=report.macs.after,
         params=report.params.after,
         exactness=equal.exactness,

@@ -10,7 +10,6 @@ form.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -22,9 +21,10 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import CaptureError, NotEval, UnsupportedInput
+from repcompiler.exported import exported, program_module
 from repcompiler.facts import fetch
 from repcompiler.normalise import Clean, clean
-from repcompiler.tracer import first_line, symbolic
+from repcompiler.tracer import symbolic
 
 Model = nn.Module | torch.export.ExportedProgram
 DOORS = ("symbolic_trace", "export")
@@ -82,7 +82,7 @@ def run_capture(
     """`capture`, with everything the later stages need."""
     inputs = None if example_inputs is None else tuple(example_inputs)
     if isinstance(model, torch.export.ExportedProgram):
-        module = _program_module(model)
+        module = program_module(model)
         _require_eval_graph(module)
         return _finish(module, "exported_program", inputs)
     if not isinstance(cast(object, model), nn.Module):
@@ -178,59 +178,6 @@ def _is_flattened(module: GraphModule) -> bool:
     return isinstance(module.graph._codegen, _PyTreeCodeGen)
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
-    if inputs is None:
-        raise CaptureError("needs example_inputs")
-    errors: list[BaseException] = []
-    for args, shapes in _export_attempts(inputs):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                program = torch.export.export(
-                    model, args, dynamic_shapes=shapes, strict=False
-                )
-                return _program_module(program)
-        except Exception as error:  # the model's own code runs here
-            errors.append(error)
-    raise CaptureError(first_line(errors[0]))
-
-
-def _export_attempts(
-    inputs: tuple[Any, ...],
-) -> list[tuple[tuple[Any, ...], Any]]:
-    """Dynamic in every size, dynamic in the batch, as given; a batch of one is doubled.
-
-    torch.export takes a size of one for a constant, so a batch of one would stay one.
-    """
-    auto = torch.export.Dim.AUTO
-
-    def every(leaf: Any) -> Any:
-        return (
-            dict.fromkeys(range(leaf.dim()), auto) if isinstance(leaf, Tensor) else None
-        )
-
-    def batch(leaf: Any) -> Any:
-        return {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-    wide = pytree.tree_map(_doubled, inputs)
-    return [
-        (wide, pytree.tree_map(every, wide)),
-        (wide, pytree.tree_map(batch, wide)),
-        (inputs, None),
-    ]
-
-
-def _doubled(leaf: Any) -> Any:
-    single = isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.shape[0] == 1
-    return torch.cat([leaf, leaf]) if single else leaf
-
-
-def _program_module(program: torch.export.ExportedProgram) -> GraphModule:
-    module = program.module()
-    assert isinstance(module, GraphModule)
-    return module
-
-
 def _require_eval_graph(module: GraphModule) -> None:
     """Raise `NotEval` for a norm or dropout that was exported in train mode.
 
@@ -250,7 +197,7 @@ def _require_eval_graph(module: GraphModule) -> None:
 
 _OPEN: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], GraphModule]] = {
     "symbolic_trace": symbolic,
-    "export": _export,
+    "export": exported,
 }
 
 

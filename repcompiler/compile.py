@@ -239,6 +239,10 @@ def _verify(state: State) -> None:
     verdict = compare(state.model, state.rewritten.module, wide.module, batches)
     if not verdict.ok and (verdict.exactness or 0.0) > EXACT:
         verdict = _against_capture(state, verdict, wide.module, batches)
+    if verdict.exactness is None:
+        worst = max((e for e in state.exactness.values() if e is not None), default=0.0)
+        note = "the graph does not run in float64: exactness is the worst region's"
+        verdict = replace(verdict, exactness=worst, note=verdict.note or note)
     state.equivalence = verdict
 
 

@@ -209,7 +209,7 @@ _ELEMENTWISE_MODULES = (
 _ELEMENTWISE_NAMES = frozenset(
     "relu relu_ relu6 gelu silu silu_ sigmoid sigmoid_ tanh hardswish hardswish_ "
     "hardsigmoid leaky_relu leaky_relu_ elu mish dropout batch_norm layer_norm "
-    "group_norm neg contiguous stochastic_depth".split()
+    "group_norm neg".split()
 )
 
 

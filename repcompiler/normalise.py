@@ -190,6 +190,14 @@ def _as_double(value: Tensor) -> Tensor:
     return value.detach().double() if value.is_floating_point() else value.detach()
 
 
+# Folded weights of these stay trainable. Elsewhere (an attention's bias, say) a tensor
+# that asks for a gradient would keep torch from its fastest kernel.
+_WEIGHTED = frozenset(
+    "conv1d conv2d conv3d linear conv_transpose1d conv_transpose2d conv_transpose3d "
+    "batch_norm layer_norm mul add".split()
+)
+
+
 def _replace(
     module: GraphModule, node: Node, known: Mapping[Node, Any], exact: dict[str, Tensor]
 ) -> None:
@@ -201,6 +209,7 @@ def _replace(
     dtype = next((r.dtype for r in roots if r.is_floating_point()), value.dtype)
     stored = value.to(dtype) if value.is_floating_point() else value.clone()
     trains = any(isinstance(r, nn.Parameter) and r.requires_grad for r in roots)
+    trains = trains and any(op_name(user) in _WEIGHTED for user in node.users)
     if trains and stored.is_floating_point():
         module.register_parameter(name, nn.Parameter(stored.contiguous()))
     else:

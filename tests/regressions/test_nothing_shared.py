@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
+from equality import assert_same, draw, randomise
 from torch import Tensor, nn
 
 import repcompiler as rc
-from equality import assert_same, draw, randomise
 
 
 class Scaled(nn.Module):
@@ -37,7 +37,7 @@ def test_checking_a_float64_model_leaves_its_weights_alone() -> None:
 
 
 class Cached(nn.Module):
-    """Keeps a tensor in a dict of its own on the first call, as EfficientFormer does."""
+    """Keeps a tensor in a dict of its own on the first call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,5 +91,5 @@ class Pooled(nn.Module):
 def test_a_norm_joins_the_head_behind_a_pooling_module() -> None:
     model = randomise(Pooled())
     result = rc.fuse(model, draw((2, 6, 5, 4)))
-    assert "native_batch_norm" not in result.report.ops.after_by_type
+    assert result.report.ops.after_by_type["batch_norm"] == 0
     assert_same(model, result.model, [(draw((2, 6, 5, 4)),), (draw((1, 6, 3, 3)),)])

@@ -110,8 +110,8 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
         "params": parameters,
         "ops": [report.ops.before, report.ops.after],
         "norms": [
-            report.ops.before_by_type.get("native_batch_norm", 0),
-            report.ops.after_by_type.get("native_batch_norm", 0),
+            report.ops.before_by_type.get("batch_norm", 0),
+            report.ops.after_by_type.get("batch_norm", 0),
         ],
         "peers": rivals,
         "exactness": equal.exactness,

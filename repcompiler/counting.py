@@ -1,0 +1,90 @@
+"""What one forward pass costs: ATen compute ops by type, and MACs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Layout and view ops, and bookkeeping, which compute nothing.
+LAYOUT_OPS = frozenset(
+    "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
+    "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
+    "as_strided clone contiguous lift_fresh _to_copy empty".split()
+)
+
+
+_NORM_KERNELS = ("batch_norm", "batch_norm_legit", "batch_norm_legit_no_training")
+
+
+class _OpCounter(TorchDispatchMode):
+    """Counts what is dispatched, and the MACs of convs and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.macs = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = func._schema.name.split("::")[1]
+        # Which of its kernels a norm reaches depends on device and capture.
+        name = "batch_norm" if name.endswith(_NORM_KERNELS) else name
+        result = func(*args, **(kwargs or {}))
+        if name not in LAYOUT_OPS:
+            self.calls[name] += 1
+            self.macs += _macs(name, args, result)
+        return result
+
+
+def _macs(name: str, args: Sequence[Any], result: Any) -> int:
+    if name == "convolution":
+        weight: Tensor = args[1]
+        if args[6]:  # transposed: every input element meets every tap
+            return args[0].numel() * weight[0].numel()
+        return result.numel() * weight[0].numel()
+    if name in ("mm", "bmm"):
+        return result.numel() * args[0].shape[-1]
+    if name in ("addmm", "baddbmm"):
+        return result.numel() * args[1].shape[-1]
+    if "scaled_dot_product" in name:
+        query, key, value = args[:3]
+        rows = query.numel() // query.shape[-1]
+        return rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return 0
+
+
+@contextmanager
+def buffers_kept(*modules: nn.Module) -> Generator[None, None, None]:
+    """Undo what a forward pass writes to buffers: a check must not change a model."""
+    buffers = [buffer for module in modules for buffer in module.buffers()]
+    before = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, version, copied in before:
+            if buffer._version != version:
+                buffer.data.copy_(copied)
+
+
+def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str], int]:
+    """(ATen compute ops by name, MACs) of one forward pass on the first sample."""
+    if inputs is None:
+        return Counter(), 0
+    first = pytree.tree_map(_first_sample, tuple(inputs))
+    with torch.no_grad(), buffers_kept(model), _OpCounter() as counter:
+        model(*first)
+    return counter.calls, counter.macs
+
+
+def _first_sample(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return (leaf[:1] if leaf.dim() > 1 else leaf).clone()  # it may be written to

@@ -1,0 +1,86 @@
+"""The second door: `torch.export`, with every size dynamic that the model allows."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from repcompiler.counting import count
+from repcompiler.errors import CaptureError
+from repcompiler.tracer import first_line
+
+
+def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
+    """The first attempt whose graph takes the inputs and runs no extra ops.
+
+    A size left dynamic can send the trace down a dearer branch (a position embedding
+    that is resampled for good), or one that the inputs do not take. If every graph runs
+    more ops than the model, the one that runs fewest is taken.
+    """
+    if inputs is None:
+        raise CaptureError("needs example_inputs")
+    limit = count(model, inputs)[0].total()
+    errors: list[BaseException] = []
+    dearer: list[tuple[int, int, GraphModule]] = []
+    for args, shapes in _attempts(inputs):
+        try:
+            module = _export_once(model, args, shapes)
+            ops = count(module, inputs)[0].total()
+        except Exception as error:  # the model's own code runs here, and its guards
+            errors.append(error)
+            continue
+        if ops <= limit:
+            return module
+        dearer.append((ops, len(dearer), module))
+    if not dearer:
+        raise CaptureError(first_line(errors[0]))
+    return min(dearer)[2]
+
+
+def _export_once(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
+        return program_module(program)
+
+
+def _attempts(
+    inputs: tuple[Any, ...],
+) -> list[tuple[tuple[Any, ...], Any]]:
+    """Dynamic in every size, dynamic in the batch, as given; a batch of one is doubled.
+
+    torch.export takes a size of one for a constant, so a batch of one would stay one.
+    """
+    auto = torch.export.Dim.AUTO
+
+    def every(leaf: Any) -> Any:
+        return (
+            dict.fromkeys(range(leaf.dim()), auto) if isinstance(leaf, Tensor) else None
+        )
+
+    def batch(leaf: Any) -> Any:
+        return {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+    wide = pytree.tree_map(_doubled, inputs)
+    return [
+        (wide, pytree.tree_map(every, wide)),
+        (wide, pytree.tree_map(batch, wide)),
+        (inputs, None),
+    ]
+
+
+def _doubled(leaf: Any) -> Any:
+    single = isinstance(leaf, Tensor) and leaf.dim() > 1 and leaf.shape[0] == 1
+    return torch.cat([leaf, leaf]) if single else leaf
+
+
+def program_module(program: torch.export.ExportedProgram) -> GraphModule:
+    """The graph module of an exported program."""
+    module = program.module()
+    assert isinstance(module, GraphModule)
+    return module
