@@ -91,6 +91,7 @@ def run_capture(
             hint="Pass an nn.Module, an fx.GraphModule or an ExportedProgram.",
         )
     require_eval(model)
+    _require_leaves(model)
     if isinstance(model, GraphModule):
         graph = copy.deepcopy(model.graph)
         return _finish(GraphModule(model, graph), "graph_module", inputs)
@@ -109,6 +110,17 @@ def require_eval(model: nn.Module) -> None:
         raise NotEval(
             f"In train mode: {shown}.", hint="Call model.eval() before fusing."
         )
+
+
+def _require_leaves(model: nn.Module) -> None:
+    """Raise for tensors that cannot be copied, such as the old weight norm leaves."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise CaptureError(
+                    f"{name}.{attribute} was computed with gradients on.",
+                    hint="Run the model once under torch.no_grad() before fusing.",
+                )
 
 
 def _through_doors(
@@ -213,10 +225,9 @@ def same_function(
     state = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
     randomise(state.values())
     owned = {**dict(captured.named_parameters()), **dict(captured.named_buffers())}
-    buffers = {name: buffer.clone() for name, buffer in twin.named_buffers()}
-    replaced = {name: buffers.get(name, state[name]) for name in owned if name in state}
     with torch.no_grad():
-        # Each may write to its inputs and to its buffers.
+        # Each may write to its inputs, its buffers and even its parameters.
+        replaced = {name: state[name].clone() for name in owned if name in state}
         one, two = (pytree.tree_map(_copied, inputs) for _ in range(2))
         expected = _outputs(lambda: twin(*one))
         found = _outputs(lambda: torch.func.functional_call(captured, replaced, two))

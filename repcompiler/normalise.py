@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node, map_arg
+from torch.nn.utils.parametrize import ParametrizationList
 
 from repcompiler.facts import fetch, op_name
 from repcompiler.lift import is_hooked
@@ -150,7 +151,7 @@ def fold_constants(
             if isinstance(value, Tensor) and str(node.target) not in frozen:
                 own = str(node.target) not in baked
                 known[node] = _as_double(value) if own else value
-        elif _foldable(node, known) and node not in mutated:
+        elif _foldable(node, known, module) and node not in mutated:
             result = _compute(node, known, module)
             if result is not None:
                 known[node] = result
@@ -162,7 +163,10 @@ def fold_constants(
     return exact
 
 
-def _foldable(node: Node, known: Mapping[Node, Any]) -> bool:
+def _foldable(node: Node, known: Mapping[Node, Any], module: GraphModule) -> bool:
+    if node.op == "call_module":  # a weight that torch.nn.utils computes
+        leaf = module.get_submodule(str(node.target))
+        return isinstance(leaf, ParametrizationList) and not is_hooked(leaf)
     if node.op not in ("call_function", "call_method") or is_write(node):
         return False
     inputs = node.all_input_nodes
@@ -178,6 +182,9 @@ def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
     kwargs: Any = map_arg(node.kwargs, known.__getitem__)
     try:
         with torch.no_grad():
+            if node.op == "call_module":
+                leaf = copy.deepcopy(module.get_submodule(str(node.target)))
+                return leaf.double()()
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             assert callable(node.target)
@@ -205,7 +212,7 @@ def _replace(
     while hasattr(module, name):
         name += "_"
     value: Tensor = known[node]
-    roots = [fetch(module, str(root.target)) for root in _roots(node)]
+    roots = list(_roots(node, module))
     dtype = next((r.dtype for r in roots if r.is_floating_point()), value.dtype)
     stored = value.to(dtype) if value.is_floating_point() else value.clone()
     trains = any(isinstance(r, nn.Parameter) and r.requires_grad for r in roots)
@@ -223,12 +230,15 @@ def _replace(
             user.replace_input_with(node, constant)
 
 
-def _roots(node: Node) -> Iterable[Node]:
+def _roots(node: Node, module: GraphModule) -> Iterator[Tensor]:
+    """The tensors of the model that a constant was computed from."""
     seen, stack = {node}, [node]
     while stack:
         current = stack.pop()
         if current.op == "get_attr":
-            yield current
+            yield fetch(module, str(current.target))
+        elif current.op == "call_module":
+            yield from module.get_submodule(str(current.target)).parameters()
         fresh = [i for i in current.all_input_nodes if i not in seen]
         seen.update(fresh)
         stack.extend(fresh)
