@@ -98,23 +98,46 @@ def _question(node: Node, facts: Facts) -> tuple[Node, int] | None:
 
 
 def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int] | int:
-    """The earliest value with the same size on `axis`, or the size if it is fixed."""
+    """The earliest value with the same size on `axis`, or the size if it is fixed.
+
+    Not an affine value with just one reader, though, which that reader may absorb.
+    """
+    path = [value]
     while True:
-        own = lift(value, facts, rules)
-        if not isinstance(own, Affine) or not facts.exampled:
-            return value, axis
-        source, map = own.parts[0]
-        rank = facts.rank(source)
-        if rank is None or facts.rank(value) != rank:
-            return value, axis
-        if isinstance(map, Window):
-            if axis == map.axis and map.fixed:
-                return map.out_channels
-            if axis > map.axis and not _keeps(map, axis):
-                return value, axis
-        elif not isinstance(map, Diagonal) or not _same_shape(value, source, facts):
-            return value, axis
-        value = source
+        source = _same_size(path[-1], axis, facts, rules)
+        if isinstance(source, int):
+            return source
+        if source is None:
+            break
+        path.append(source)
+    while len(path) > 1 and _sole_reader(path[-1]) is path[-2]:
+        if not isinstance(lift(path[-1], facts, rules), Affine):
+            break
+        path.pop()
+    return path[-1], axis
+
+
+def _sole_reader(node: Node) -> Node | None:
+    """The one node that reads the value itself and not just its size."""
+    readers = [user for user in node.users if not _is_shape(user)]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _same_size(value: Node, axis: int, facts: Facts, rules: Rules) -> Node | int | None:
+    """An operand of `value` with its size on `axis`, that size if fixed, or None."""
+    own = lift(value, facts, rules)
+    if not isinstance(own, Affine) or not facts.exampled:
+        return None
+    source, map = own.parts[0]
+    rank = facts.rank(source)
+    if rank is None or facts.rank(value) != rank:
+        return None
+    if isinstance(map, Window):
+        if axis == map.axis and map.fixed:
+            return map.out_channels
+        return None if axis > map.axis and not _keeps(map, axis) else source
+    same = isinstance(map, Diagonal) and _same_shape(value, source, facts)
+    return source if same else None
 
 
 def _keeps(window: Window, axis: int) -> bool:

@@ -38,8 +38,26 @@ def test_pads_of_some_axes_stay_what_they_were(name, checked):
         assert torch.equal(fused.model(x), model(x))
 
 
+class PadTwiceThenConv(PadTwice):
+    """The same in front of a conv, whose weights prove the number of channels."""
+
+    def __init__(self, widths):
+        super().__init__(widths)
+        self.conv = nn.Conv2d(4, 4, 3, groups=4)
+
+    def forward(self, x):
+        """Pad, pad, conv."""
+        return self.conv(F.pad(F.pad(x, self.widths[0]), self.widths[1]))
+
+
 def test_pads_wider_than_any_window_are_probed_and_so_can_merge():
-    model = PadTwice(((1, 1, 2, 2), (2, 2, 0, 3))).eval()
+    model = PadTwiceThenConv(((1, 1, 2, 2), (1, 1, 0, 0))).eval()
     report = repcompiler.fuse(model, (torch.randn(2, 4, 5, 5),)).report
     assert [region.exactness for region in report.regions] == [0.0]
     assert report.kept == ()
+
+
+def test_pads_alone_are_no_conv_of_some_number_of_channels():
+    model = PadTwice(((1, 1, 2, 2), (2, 2, 0, 3))).eval()
+    report = repcompiler.fuse(model, (torch.randn(2, 4, 5, 5),)).report
+    assert report.regions == ()
