@@ -1,6 +1,7 @@
 # make demo   fuse, verify and report on a FastViT variant
 # make test   lint, types and tests
-# Both make .venv on first use; PYTHON chooses the interpreter (3.10 or later).
+# make zoo    fuse every timm model, resumable (hours); make bench: ratios against peers
+# All make .venv on first use; PYTHON chooses the interpreter (3.10 or later).
 
 PYTHON ?= python3
 MODEL ?= fastvit_t8
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip
 APP := .venv/.installed-app
 TEST := .venv/.installed-test
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint zoo bench clean
 
 demo: $(APP)
 	@mkdir -p out
@@ -17,7 +18,15 @@ demo: $(APP)
 	    --report out/$(MODEL).json
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+zoo: $(TEST)
+	$(BIN)/python tests/zoo/survey.py run
+	$(BIN)/python tests/zoo/survey.py report
+
+bench: $(TEST)
+	$(BIN)/python benchmarks/fuse_cost.py
+	$(BIN)/python benchmarks/op_counts.py
 
 lint: $(TEST)
 	$(BIN)/ruff check .

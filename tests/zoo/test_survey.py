@@ -1,0 +1,34 @@
+"""The survey's page says what its records hold."""
+
+from __future__ import annotations
+
+from survey_report import best_peer, page
+
+RECORD = {
+    "stamp": "timm torch abc",
+    "status": "equal",
+    "door": "symbolic_trace",
+    "ops": [10, 4],
+    "norms": [3, 0],
+    "peers": {"timm": 3, "torch": "wrong (1e-01)", "both": 5},
+    "error_ratio": 1.25,
+    "exactness": 1e-15,
+    "seconds": {"capture": 1.0, "fuse": 2.0, "lower": 1.5},
+    "kept": {"batch_norm: no_neighbour": 2},
+}
+FAILED = {"stamp": "timm torch abc", "status": "error", "note": "a | b"}
+
+
+def test_page_counts_what_the_records_hold() -> None:
+    text = page({"timm:a": RECORD, "timm:b": FAILED})
+    assert "| verdict: equal | 1 |" in text
+    assert "| batch norms after | 0 |" in text
+    assert "| timm:a | 4 | 3 |" in text
+    assert "| timm:b | error | a / b |" in text
+    assert "| batch_norm: no_neighbour | 2 |" in text
+    assert "median 3.0 s" in text
+
+
+def test_a_peer_with_another_output_is_no_peer() -> None:
+    assert best_peer(RECORD) == 3
+    assert best_peer({"peers": {"timm": "KeyError"}}) is None
