@@ -66,11 +66,12 @@ def _against(done: Records) -> str:
     pairs = {k: (v["ops"][1], best_peer(v)) for k, v in done.items()}
     both = {k: (a, b) for k, (a, b) in pairs.items() if b is not None}
     worse = [[k, a, b] for k, (a, b) in both.items() if a > b]
+    ours, theirs = (sum(pair[i] for pair in both.values()) for i in (0, 1))
+    fewer = sum(a < b for a, b in both.values())
     text = (
         f"On the {len(both)} models that some peer takes (timm's method, torch's fuser, "
-        f"or both): ours leaves {sum(a for a, _ in both.values())} ops, the best peer of "
-        f"each model {sum(b for _, b in both.values())}. Fewer than the best peer on "
-        f"{sum(a < b for a, b in both.values())} models, more on {len(worse)}.\n"
+        f"or both) ours leaves {ours} ops, the best peer of each model {theirs}. "
+        f"Fewer than the best peer on {fewer} models, more on {len(worse)}.\n"
     )
     return text + ("\n" + _table(["Model", "Ours", "Peer"], worse) if worse else "")
 
