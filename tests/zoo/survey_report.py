@@ -69,7 +69,7 @@ def _against(done: Records) -> str:
     ours, theirs = (sum(pair[i] for pair in both.values()) for i in (0, 1))
     fewer = sum(a < b for a, b in both.values())
     text = (
-        f"On the {len(both)} models that some peer takes (timm's method, torch's fuser, "
+        f"On the {len(both)} models that a peer takes (timm's method, torch's fuser, "
         f"or both) ours leaves {ours} ops, the best peer of each model {theirs}. "
         f"Fewer than the best peer on {fewer} models, more on {len(worse)}.\n"
     )
