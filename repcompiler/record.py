@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from repcompiler.affine import Diagonal, Window
 from repcompiler.counting import count
-from repcompiler.lift import Affine, Opaque, op_label
+from repcompiler.lift import Affine, Carry, Opaque, op_label
 from repcompiler.reasons import Reason
 from repcompiler.regions import Rewrite, module_path
 from repcompiler.report import Change, FuseReport, Kept, OpCount, Region, VerifyReport
@@ -200,7 +200,23 @@ def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason |
         return refusals[0].reason
     if node in state.selected.dearer:
         return _why_dearer(node, own, state)
-    return Reason.NO_NEIGHBOUR if norm or label in ("mul", "div") else None
+    if not (norm or label in ("mul", "div")):
+        return None
+    return _refused_by_reader(node, state) or Reason.NO_NEIGHBOUR
+
+
+def _refused_by_reader(value: Node, state: State) -> Reason | None:
+    """Why a reader of the value, or of a view of it, would not take it in."""
+    assert state.composed is not None
+    for user in value.users:
+        for refusal in state.composed.refusals.get(user, ()):
+            if value in refusal.nodes:
+                return refusal.reason
+        if isinstance(state.composed.lifted.get(user), Carry):
+            found = _refused_by_reader(user, state)
+            if found is not None:
+                return found
+    return None
 
 
 def _why_dearer(node: Node, own: Affine, state: State) -> Reason:

@@ -1,0 +1,178 @@
+"""Maps that pass through layout ops, and those that must not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from equality import Net, check, conv, draw, images, norms, ops, randomise, reasons
+from torch import Tensor, nn
+
+import repcompiler as rc
+
+both_doors = pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+SIZES = images(8, (6, 6), (5, 7), (2, 3), (1, 1), (8, 1))
+
+
+def kinds(model: nn.Module) -> set[str]:
+    """What is left beside layout ops."""
+    layout = "view reshape flatten transpose permute size sym_size getattr getitem"
+    short = {name.split(".")[0] for name in ops(model)}
+    return short - set(layout.split()) - {"contiguous", "unsqueeze", "squeeze"}
+
+
+# ---- through -----------------------------------------------------------------------
+
+
+@both_doors
+def test_norm_before_flattened_projection(door):
+    net = Net(
+        lambda s, x: s.qkv(s.norm(x).flatten(2).transpose(1, 2)).relu(),
+        norm=nn.BatchNorm2d(8),
+        qkv=nn.Linear(8, 24, bias=False),
+    )
+    assert kinds(check(net, SIZES, door=door, blind=False).model) - {"relu"} == {
+        "Linear"
+    }
+
+
+@both_doors
+@pytest.mark.parametrize("spelling", ["(C, 1, 1)", "(C,)", "(1, C, 1, 1)", "first"])
+def test_scale_behind_a_projection(spelling, door):
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        y = s.proj(x.flatten(2).transpose(1, 2).relu())
+        if spelling == "(C,)":
+            return (y * s.scale).transpose(1, 2).reshape(n, c, h, w)
+        y = y.transpose(1, 2).reshape(n, c, h, w)
+        if spelling == "(1, C, 1, 1)":
+            return y * s.scale.view(1, -1, 1, 1)
+        column = s.scale[:, None, None]
+        return torch.mul(column, y) if spelling == "first" else y * column
+
+    net = Net(body, proj=nn.Linear(8, 8), scale=nn.Parameter(torch.randn(8)))
+    found = kinds(check(net, SIZES, door=door, blind=False).model)
+    assert {name.lower() for name in found} - {"relu"} == {"linear"}
+
+
+@both_doors
+def test_norm_through_a_global_pool_into_a_head(door):
+    for pool in (
+        lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean((-2, -1), keepdim=True).flatten(1),
+        lambda x: x.flatten(2).mean(2),
+    ):
+        net = Net(
+            lambda s, x, pool=pool: s.head(pool(s.norm(x.relu()))),
+            norm=nn.BatchNorm2d(8),
+            head=nn.Linear(8, 3),
+        )
+        fused = check(net, SIZES, door=door, blind=False).model
+        assert norms(fused) == 0
+        assert sum("inear" in name for name in ops(fused)) == 1
+
+
+@both_doors
+def test_channels_last_block(door):
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        y = s.dw(x).permute(0, 2, 3, 1)
+        y = s.wide(s.norm(y))
+        y = s.scale * s.narrow(F.gelu(y))
+        return x + y.permute(0, 3, 1, 2)
+
+    net = Net(
+        body,
+        dw=conv(8, 8, 7, groups=8),
+        norm=nn.LayerNorm(8),
+        wide=nn.Linear(8, 16),
+        narrow=nn.Linear(16, 8),
+        scale=nn.Parameter(torch.randn(8)),
+    )
+    found = ops(check(net, SIZES, door=door, blind=False).model)
+    assert not any("mul" in name for name in found)
+
+
+@both_doors
+def test_norm_through_a_resize(door):
+    net = Net(
+        lambda s, x: s.conv(F.interpolate(s.norm(x.relu()), scale_factor=2.0)),
+        norm=nn.BatchNorm2d(8),
+        conv=nn.Conv2d(8, 4, 1),
+    )
+    assert norms(check(net, SIZES, door=door, blind=False).model) == 0
+
+
+# ---- not through -------------------------------------------------------------------
+
+MIXING = {
+    "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "channels into the batch": lambda x: x.reshape(-1, 2, x.shape[2], x.shape[3]),
+    "batch times channels": lambda x: x.reshape(
+        x.shape[0] * x.shape[1] // 2, 2, x.shape[2], x.shape[3]
+    ),
+    "groups swapped": lambda x: (
+        x.view(x.shape[0], 2, 4, x.shape[2], x.shape[3])
+        .transpose(1, 2)
+        .flatten(1, 2)[:, :2]
+    ),
+    "channels into the width": lambda x: x.permute(0, 2, 3, 1).reshape(
+        x.shape[0], 2, -1, 4
+    ),
+}
+
+
+@both_doors
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", MIXING)
+def test_view_that_mixes_channels_is_not_passed(name, batch, door):
+    net = Net(
+        lambda s, x: s.last(MIXING[name](s.first(x).relu() * 0 + s.first(x))),
+        first=nn.Sequential(conv(8, 8), nn.BatchNorm2d(8)),
+        last=nn.BatchNorm2d(2),
+    )
+    shapes = [(batch, 8, 4, 4), (2, 8, 6, 6), (1, 8, 4, 4), (3, 8, 2, 4)]
+    result = check(net, shapes, door=door, blind=False)
+    assert norms(result.model) == 1
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_channels_merged_into_the_batch_are_refused(batch):
+    # With one sample, (B·C, 1, H, W) has the sizes of (C, 1, H, W) by chance.
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        y = s.norm(x)
+        return s.conv(y.reshape(y.shape[0] * y.shape[1], 1, y.shape[2], y.shape[3]))
+
+    net = Net(body, norm=nn.BatchNorm2d(8), conv=nn.Conv2d(1, 1, 1))
+    shapes = [(batch, 8, 5, 6), (2, 8, 4, 3), (1, 8, 3, 3)]
+    result = check(net, shapes, blind=False)
+    assert norms(result.model) == 1
+    assert "view_mixes_channels" in reasons(result)
+
+
+def test_scale_after_channels_were_merged_into_the_batch():
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        y = s.conv(x)
+        y = y.reshape(y.shape[0] * y.shape[1], 1, y.shape[2], y.shape[3])
+        return y * s.scale
+
+    net = Net(body, conv=conv(8, 8), scale=nn.Parameter(torch.randn(8, 1, 1, 1)))
+    randomise(net)
+    x = draw((1, 8, 5, 6))
+    result = rc.fuse(net, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(x), net(x))
+    with pytest.raises(RuntimeError):  # as in the original, which knows one sample only
+        net(draw((2, 8, 5, 6)))
+
+
+def test_view_as_another_dtype_is_no_reshape():
+    net = Net(
+        lambda s, x: s.norm(x).view(torch.int64).view(torch.float64) * 2,
+        norm=nn.BatchNorm2d(8),
+    )
+    check(net, SIZES, blind=False)
+    net = Net(
+        lambda s, x: s.norm(x).view(torch.int64).float() * 2, norm=nn.BatchNorm2d(8)
+    )
+    assert norms(check(net, SIZES, blind=False).model) == 1
