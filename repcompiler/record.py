@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from repcompiler.affine import Diagonal, Window
+from repcompiler.affine import Diagonal, Refusal, Window
 from repcompiler.counting import count
 from repcompiler.lift import Affine, Carry, Opaque, op_label
 from repcompiler.reasons import Reason
@@ -188,21 +188,27 @@ def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason |
     if isinstance(own, Opaque):
         known = state.facts is not None and state.facts.dtype(node)
         accounted = label in _ACCOUNTED and bool(known or not state.inputs)
-        told = accounted or own.reason is Reason.HOOKED
+        told = accounted or own.reason in (Reason.HOOKED, Reason.CEIL_OR_COUNT)
         return own.reason if told else None
+    refused = _first_refusal(state.composed.refusals.get(node, ()))
     if label in ("add", "sub"):  # branches of one source that could not be one
-        refusals = state.composed.refusals.get(node, ())
-        return refusals[0].reason if refusals else None
+        return refused
     if label not in _ACCOUNTED or not isinstance(own, Affine):
         return None
-    refusals = state.composed.refusals.get(node, ())
-    if refusals:
-        return refusals[0].reason
+    if refused is not None:
+        return refused
     if node in state.selected.dearer:
         return _why_dearer(node, own, state)
     if not (norm or label in ("mul", "div")):
         return None
     return _refused_by_reader(node, state) or Reason.NO_NEIGHBOUR
+
+
+def _first_refusal(refusals: Sequence[Refusal]) -> Reason | None:
+    """The first that no example input would lift, else the first."""
+    found = [refusal.reason for refusal in refusals]
+    firm = [reason for reason in found if reason is not Reason.UNKNOWN_SHAPE]
+    return next(iter(firm + found), None)
 
 
 def _refused_by_reader(value: Node, state: State) -> Reason | None:
