@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from repcompiler.errors import CaptureError, NotEval, UnsupportedInput
 from repcompiler.exported import exported, program_module
 from repcompiler.facts import fetch
+from repcompiler.lift import is_hooked
 from repcompiler.normalise import Clean, clean
 from repcompiler.tracer import symbolic
 
@@ -93,6 +94,10 @@ def run_capture(
     require_eval(model)
     _require_leaves(model)
     if isinstance(model, GraphModule):
+        if is_hooked(model):
+            raise CaptureError(
+                "The graph module itself has hooks.", hint="Remove them before fusing."
+            )
         graph = copy.deepcopy(model.graph)
         return _finish(GraphModule(model, graph), "graph_module", inputs)
     return _through_doors(model, inputs, door, check)

@@ -22,6 +22,7 @@ from repcompiler.compose import compose
 from repcompiler.facts import gather
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
+from repcompiler.mutation import keep_dtypes
 from repcompiler.operators import RULES
 from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
@@ -153,13 +154,10 @@ def _capture(state: State, door: str) -> None:
 def _lift(state: State) -> None:
     captured = state.captured
     assert captured is not None
-    facts = gather(
-        captured.module,
-        captured.inputs,
-        captured.exact,
-        captured.frozen,
-        captured.baked,
-    )
+    known = (captured.inputs, captured.exact, captured.frozen, captured.baked)
+    facts = gather(captured.module, *known)
+    if keep_dtypes(captured.module, facts):
+        facts = gather(captured.module, *known)
     settle_sizes(captured.module, facts, state.rules)
     state.facts = facts
     state.lifted = {

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from repcompiler.facts import op_name
+from repcompiler.facts import Facts, op_name
 
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -157,7 +157,30 @@ def _undo(
     for user in list(target.users):
         if user is not node and order[user] > now:
             user.replace_input_with(target, node)
+    node.meta["overwrote"] = True
     return True
+
+
+def keep_dtypes(module: GraphModule, facts: Facts) -> bool:
+    """Cast what overwrote a value of another dtype; whether there was any.
+
+    ``y += p`` keeps the dtype of y, where ``y + p`` takes the wider one.
+    """
+    changed = False
+    for node in list(module.graph.nodes):
+        target = node.args[0] if node.meta.get("overwrote") and node.args else None
+        if not isinstance(target, Node):
+            continue
+        own, kept = facts.dtype(node), facts.dtype(target)
+        if own is None or kept is None or own is kept:
+            continue
+        with module.graph.inserting_after(node):
+            cast = module.graph.call_method("type_as", (node, target))
+        for user in [user for user in node.users if user is not cast]:
+            user.replace_input_with(node, cast)
+        facts.values[cast] = facts.values[target]
+        changed = True
+    return changed
 
 
 def _read_after(node: Node, now: int, order: dict[Node, int]) -> bool:

@@ -146,6 +146,8 @@ class _Found:
 def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     """Trace with proxies; if that fails, with default arguments bound, then with
     buffers as the plain tensors that they are now."""
+    if is_hooked(model):
+        raise CaptureError("the model itself has hooks, which a trace would lose")
     errors: list[BaseException] = []
     bound = _defaults(model, inputs)
     choices = [None, bound] if bound else [None]

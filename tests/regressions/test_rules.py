@@ -279,6 +279,30 @@ def test_write_to_the_input_leaves_the_caller_alone():
         torch.testing.assert_close(result.model(before.clone()), expected)
 
 
+@pytest.mark.parametrize("normed", [True, False])
+def test_write_keeps_the_dtype_of_what_it_overwrites(normed):
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        y = s.conv(x)
+        y += s.wide
+        y *= s.wide
+        return s.norm(y) if normed else y
+
+    net = Net(
+        body,
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+        wide=nn.Parameter(torch.ones(4, 1, 1)),
+    )
+    randomise(net).float()
+    net.wide.data = draw((4, 1, 1))  # float64
+    x = draw((2, 4, 6, 7)).float()
+    result = rc.fuse(net, (x,))
+    with torch.no_grad():
+        expected, found = net(x), result.model(x)
+    assert found.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 class Counter(nn.Module):
     """Counts its calls in a buffer, and adds the count."""
 

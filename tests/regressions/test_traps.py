@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from equality import (
     Net,
+    assert_same,
     check,
     conv,
     convs,
@@ -16,6 +17,7 @@ from equality import (
     images,
     norms,
     ops,
+    randomise,
     reason_of,
 )
 from torch import nn
@@ -146,6 +148,21 @@ def test_hook_on_a_norm_keeps_the_norm():
     result = check(net, images(4))
     assert norms(result.model) == 1
     assert reason_of(result, "norm") == "hooked"
+
+
+@pytest.mark.parametrize("kind", ["forward", "replaced"])
+def test_hook_on_the_model_itself_is_not_lost(kind):
+    net = randomise(nn.Sequential(conv(), nn.BatchNorm2d(4)))
+    if kind == "forward":
+        net.register_forward_hook(lambda _, __, out: out * 2)
+    else:
+        net.forward = MethodType(lambda s, x: s[1](s[0](x)) * 2, net)
+    batches = [(draw((2, 4, 8, 8)),), (draw((3, 4, 5, 6)),)]
+    result = rc.fuse(net, batches[0])
+    assert_same(net, result.model, batches)
+    assert (convs(result.model), norms(result.model)) == (1, 0)
+    with pytest.raises(rc.CaptureError, match="hooks"):
+        rc.fuse(net)
 
 
 def test_hooked_container_is_said_to_be_kept():
