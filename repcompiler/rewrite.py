@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,14 +130,19 @@ def _settle_names(graph: Graph, fresh: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _free_name(wanted: str, taken: set[str]) -> str:
-    clean = ".".join(part for part in wanted.split(".") if part)
-    name, attempt = clean, 0
-    while any(_clash(name, other) for other in taken):
-        name = f"{clean}.fused" + (f"_{attempt}" if attempt else "")
-        if any(_clash(clean, o) and not o.startswith(clean + ".") for o in taken):
-            name = f"{clean}_fused" + (f"_{attempt}" if attempt else "")
-        attempt += 1
-    return name
+    """`wanted`, a child of it, or a sibling of it, whichever clashes with nothing."""
+    return next(n for n in _proposals(wanted) if not any(_clash(n, t) for t in taken))
+
+
+def _proposals(wanted: str) -> Iterator[str]:
+    """Names that say where they belong; without end, the last ones at the root."""
+    parts = [part for part in wanted.split(".") if part]
+    yield ".".join(parts)
+    for attempt in itertools.count():
+        suffix = f"fused_{attempt}" if attempt else "fused"
+        yield ".".join([*parts, suffix])
+        for depth in range(len(parts) - 1, -1, -1):
+            yield ".".join([*parts[:depth], "_".join([*parts[depth:], suffix])])
 
 
 def _clash(a: str, b: str) -> bool:
