@@ -39,50 +39,64 @@ def rewrite(
     Nothing of `module` is changed or shared: what stays is copied. With `dtype` the
     whole is in that dtype (float64 for verification), otherwise in that of its layers.
     """
-    graph = Graph()
-    twins: dict[Node, Node] = {}
-    result = graph.graph_copy(module.graph, twins)
-    graph.output(result)
-    graph._codegen = copy.deepcopy(module.graph._codegen)
-    fresh: dict[str, nn.Module | Tensor] = {}
-    emitted: dict[Node, list[Node]] = {}
-
-    def hold(name: str, thing: nn.Module | Tensor) -> str:
-        key = f"{name}#{len(fresh)}"
-        fresh[key] = thing
-        return key
-
+    draft = _copy_graph(module)
     for region in regions:
-        twin = twins[region.value]
-        target = _target(region, module, facts, dtype)
-        with graph.inserting_before(twin):
-            emitter = Emitter(graph, twins.__getitem__, hold, target)
-            value = emitter.emit(region.meaning, region.name)
-        for node in emitter.added:
-            node.meta.setdefault("nn_module_stack", twin.meta.get("nn_module_stack"))
-        twin.replace_all_uses_with(value)
-        twins[region.value] = value
-        emitted[region.value] = emitter.added
-    originals = dict(twins)
-    _drop_dead(graph)
-    names = _settle_names(graph, fresh)
-    attributes = _copied(graph, module, facts, dtype)
-    attributes.update(
-        {names[key]: thing for key, thing in fresh.items() if key in names}
-    )
-    living = set(graph.nodes)
+        _insert(draft, region, _target(region, module, facts, dtype))
+    _drop_dead(draft.graph)
+    names = _settle_names(draft.graph, draft.fresh)
+    attributes = _copied(draft.graph, module, facts, dtype)
+    attributes.update({name: draft.fresh[key] for key, name in names.items()})
+    built = GraphModule(_assemble(attributes), draft.graph, type(module).__name__)
+    living = set(draft.graph.nodes)
     added = {
         value: tuple(_describe(node) for node in nodes if node in living)
-        for value, nodes in emitted.items()
+        for value, nodes in draft.emitted.items()
     }
-    removed = {
-        node
-        for node, twin in originals.items()
-        if twin not in living or node in emitted
-    }
-    root = type(module).__name__
-    built = GraphModule(_assemble(attributes), graph, root)
-    return Rewritten(built, added, frozenset(removed))
+    gone = (n for n, twin in draft.twins.items() if twin not in living)
+    return Rewritten(built, added, frozenset((*gone, *draft.emitted)))
+
+
+@dataclass
+class _Draft:
+    """The graph under way, in which new modules have provisional names.
+
+    Attributes:
+        twins: from nodes of the captured graph to what computes their value here.
+        fresh: new modules and tensors by provisional name.
+        emitted: for each region's value, the nodes put in.
+    """
+
+    graph: Graph
+    twins: dict[Node, Node]
+    fresh: dict[str, nn.Module | Tensor]
+    emitted: dict[Node, list[Node]]
+
+    def hold(self, name: str, thing: nn.Module | Tensor) -> str:
+        """Keep a new module or tensor; returns its provisional name."""
+        key = f"{name}#{len(self.fresh)}"
+        self.fresh[key] = thing
+        return key
+
+
+def _copy_graph(module: GraphModule) -> _Draft:
+    graph = Graph()
+    twins: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(module.graph, twins))
+    graph._codegen = copy.deepcopy(module.graph._codegen)
+    return _Draft(graph, twins, {}, {})
+
+
+def _insert(draft: _Draft, region: Rewrite, target: Target) -> None:
+    """Compute a region's value from its meaning, and lead its readers there."""
+    twin = draft.twins[region.value]
+    with draft.graph.inserting_before(twin):
+        emitter = Emitter(draft.graph, draft.twins.__getitem__, draft.hold, target)
+        value = emitter.emit(region.meaning, region.name)
+    for node in emitter.added:
+        node.meta.setdefault("nn_module_stack", twin.meta.get("nn_module_stack"))
+    twin.replace_all_uses_with(value)
+    draft.twins[region.value] = value
+    draft.emitted[region.value] = emitter.added
 
 
 def _target(
