@@ -154,7 +154,29 @@ def _evaluate(node: Node, facts: Facts) -> Any:
         return first
     if any(isinstance(leaf, (Unknown, Partial)) for leaf in leaves):
         return _partial(node, facts, operands)
-    return _run(node, facts, known, named)
+    result = _run(node, facts, known, named)
+    return UNKNOWN if _rank_hangs_on_sizes(node, first, result) else result
+
+
+def _rank_hangs_on_sizes(node: Node, before: Any, after: Any) -> bool:
+    """A squeeze that finds no axis of size one here will find one in another input."""
+    if op_name(node) != "squeeze" or not isinstance(before, Tensor):
+        return False
+    return isinstance(after, Tensor) and after.dim() == before.dim()
+
+
+def shape_of(node: Node, facts: Facts, changed: Mapping[Node, Shape]) -> Shape | None:
+    """The shape of a node where some operands have other shapes; None if it fails."""
+
+    def value(arg: Node) -> Any:
+        known = facts.values.get(arg, UNKNOWN)
+        if arg in changed and isinstance(known, Tensor):
+            return known.new_empty(tuple(size or 0 for size in changed[arg]))
+        return known
+
+    args, kwargs = map_arg(node.args, value), map_arg(node.kwargs, value)
+    result = _run(node, facts, args, kwargs)
+    return tuple(result.shape) if isinstance(result, Tensor) else None
 
 
 def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:

@@ -79,7 +79,8 @@ def make_constant_pad(draw: Draw, shape: Shape) -> nn.Module:
 
 def make_zero_pad(draw: Draw, shape: Shape) -> nn.Module:
     """nn.ZeroPad2d."""
-    return nn.ZeroPad2d(few(draw, 1, (1, 0, 2, 1), (0, -1, 1, 0)))
+    crop = (0, -1, 1, 0) if shape[-1] > 1 else (0, 1, 1, 0)
+    return nn.ZeroPad2d(few(draw, 1, (1, 0, 2, 1), crop))
 
 
 def _resize_mode(shape: Shape) -> str:
@@ -90,7 +91,8 @@ def make_interpolate(draw: Draw, shape: Shape) -> nn.Module:
     """F.interpolate to a size or by a factor, in linear and other modes."""
     mode = few(draw, "nearest", "nearest", "area", _resize_mode(shape), "nearest-exact")
     if draw(st.booleans()):
-        return Call(F.interpolate, X, scale_factor=few(draw, 2, 0.5, 1.5), mode=mode)
+        factor = few(draw, 2, 1.5, 0.5 if min(shape[2:]) > 1 else 3)
+        return Call(F.interpolate, X, scale_factor=factor, mode=mode)
     return Call(F.interpolate, X, [size + 1 for size in shape[2:]], mode=mode)
 
 

@@ -176,3 +176,42 @@ def test_view_as_another_dtype_is_no_reshape():
         lambda s, x: s.norm(x).view(torch.int64).float() * 2, norm=nn.BatchNorm2d(8)
     )
     assert norms(check(net, SIZES, blind=False).model) == 1
+
+
+# ---- by coincidence, for the example's sizes alone ----------------------------------
+
+
+def test_an_axis_kept_for_the_example_only_is_not_kept():
+    """(N, 4, 4) as (N, -1, 4) keeps the channels; (N, 4, L) does not."""
+    net = Net(
+        lambda s, x: (s.norm(x).reshape(x.shape[0], -1, 4) * 2.0).sigmoid(),
+        norm=nn.BatchNorm1d(4),
+    )
+    check(net, [(2, 4, 4), (2, 4, 1), (2, 4, 8), (3, 4, 5)], blind=False)
+
+
+def test_a_fixed_view_of_positions_is_not_one_of_channels():
+    net = Net(
+        lambda s, x: s.norm(x).view(x.shape[0], -1, 4, 4).mean((2, 3)).mul(2).relu(),
+        norm=nn.BatchNorm2d(4),
+    )
+    check(net, images(4, (4, 4), (8, 8), (4, 8)), blind=False)
+
+
+def test_a_squeeze_that_may_take_an_axis_or_not():
+    """Where the axis has size one the norm behind it acts on another axis."""
+    net = Net(
+        lambda s, x: (s.norm(y := x.squeeze(2)) + y).relu(), norm=nn.BatchNorm1d(4)
+    )
+    check(net, [(2, 4, 5), (1, 4, 1), (3, 4, 1)], blind=False)
+
+
+def test_a_squeeze_behind_a_pool_passes_scales():
+    net = Net(
+        lambda s, x: s.head(
+            F.adaptive_avg_pool2d(s.norm(x), 1).squeeze(-1).squeeze(-1)
+        ).relu(),
+        norm=nn.BatchNorm2d(8),
+        head=nn.Linear(8, 3),
+    )
+    assert "BatchNorm2d" not in kinds(check(net, SIZES, blind=False).model)
