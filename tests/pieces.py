@@ -41,6 +41,11 @@ class Call(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
+    def __repr__(self) -> str:
+        shapes = {name: tuple(t.shape) for name, t in self.state_dict().items()}
+        name = getattr(self.target, "__name__", self.target)
+        return f"{name}{self.arguments} {self.named} {shapes}"
+
     def forward(self, x: Any) -> Any:
         """The call; traces to one node and its attributes."""
 

@@ -68,6 +68,10 @@ class Program(nn.Module):
         self.steps: list[tuple[int, tuple[int, ...]]] = []
         self.outputs: tuple[int, ...] = (0,)
 
+    def __repr__(self) -> str:
+        rows = [f"v{n + 1} = {self.parts[p]}{o}" for n, (p, o) in enumerate(self.steps)]
+        return "\n".join(["Program v0 = x", *rows, f"return {self.outputs}"])
+
     def forward(self, x: Any) -> Any:
         """One value, or a tuple of several."""
         values = [x]
@@ -75,6 +79,23 @@ class Program(nn.Module):
             values.append(self.parts[part](*(values[i] for i in operands)))
         found = tuple(values[i] for i in self.outputs)
         return found if len(found) > 1 else found[0]
+
+
+def stretched(program: Program, x: Tensor) -> bool:
+    """Whether a constant broadcasts a value of this input along an axis of size one.
+
+    A fused conv asks for its channels, where the original made them out of one.
+    """
+    every, program.outputs = program.outputs, tuple(range(len(program.steps) + 1))
+    with torch.no_grad():
+        values = program(x)
+    program.outputs = every
+    return any(
+        values[index + 1].numel() > values[operands[0]].numel()
+        for index, (part, operands) in enumerate(program.steps)
+        if isinstance(program.parts[part], Call)
+        and {"other", "scale"} & set(program.parts[part].state_dict())
+    )
 
 
 class Writer:
@@ -91,6 +112,8 @@ class Writer:
         except (RuntimeError, ValueError, IndexError):
             return False
         if not 0 < value.numel() <= MOST_NUMBERS or value.dim() > 5 or value.dim() < 2:
+            return False
+        if not value.isfinite().all():  # a division by what a relu left
             return False
         if part is None:
             self.program.parts.append(module)
