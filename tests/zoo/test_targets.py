@@ -52,6 +52,7 @@ MOBILE_CLIP = ("timm:fastvit_mci0", "timm:fastvit_mci2")
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
     """The model with random statistics and its usual input."""
+    torch.manual_seed(0)
     plain = name.removeprefix("timm:")
     if name == plain:
         return randomise(fastvit.create_model(name)).eval(), torch.randn(1, 3, 256, 256)
