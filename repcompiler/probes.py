@@ -14,7 +14,7 @@ from repcompiler.facts import Facts
 
 # Zero finds the bias, noise the map; the large and the small show what those two hide.
 PROBE_SCALES = (0.0, 1.0, 1e4, 1e-4)
-FREE = (3, 4, 5)
+FREE = (3, 4, 5, 3, 4)
 
 
 def probe_shapes(

@@ -43,6 +43,7 @@ def rewrite(
     for region in regions:
         _insert(draft, region, _target(region, module, facts, dtype))
     _drop_dead(draft.graph)
+    _relax_views(draft)
     names = _settle_names(draft.graph, draft.fresh)
     attributes = _copied(draft.graph, module, facts, dtype)
     attributes.update({name: draft.fresh[key] for key, name in names.items()})
@@ -123,6 +124,24 @@ def _drop_dead(graph: Graph) -> None:
         if not node.users and node.op not in ("placeholder", "output"):
             if not is_write(node):
                 graph.erase_node(node)
+
+
+def _relax_views(draft: _Draft) -> None:
+    """A view becomes a reshape, which is the same wherever the view works.
+
+    A fused op may lay its result out in memory in another way than the op that it
+    replaces, and then a view may fail. Writes through views need the view itself.
+    """
+    nodes = list(draft.graph.nodes)
+    if not draft.emitted or any(map(is_write, nodes)):
+        return
+    for node in nodes:
+        if node.kwargs or any(isinstance(arg, torch.dtype) for arg in node.args):
+            continue
+        if node.op == "call_method" and node.target == "view":
+            node.target = "reshape"
+        elif node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
 
 
 def _settle_names(graph: Graph, fresh: Mapping[str, Any]) -> dict[str, str]:

@@ -215,3 +215,27 @@ def test_a_squeeze_behind_a_pool_passes_scales():
         head=nn.Linear(8, 3),
     )
     assert "BatchNorm2d" not in kinds(check(net, SIZES, blind=False).model)
+
+
+# ---- memory layout ------------------------------------------------------------------
+
+
+def test_a_view_behind_a_norm_that_goes():
+    """The norm lays its output out anew; what comes out of a transpose has no view.
+
+    torch.export does not know that, and refuses the model.
+    """
+    net = Net(
+        lambda s, x: s.norm(s.proj(x).transpose(1, 2)).view(x.shape[0], -1).relu(),
+        norm=nn.BatchNorm1d(8),
+        proj=nn.Linear(8, 8),
+    )
+    fused = check(net, [(2, 5, 8), (1, 3, 8)], blind=False).model
+    assert "BatchNorm1d" not in kinds(fused)
+
+
+def test_numbers_over_numbers_in_five_axes_merge():
+    net = Net(lambda s, x: (x / s.c / s.c).relu())
+    net.c = nn.Parameter(torch.full((1, 1, 1, 1, 1), 3.0))
+    result = check(net, [(2, 3, 4, 3, 4)], blind=False)
+    assert len(result.report.regions) == 1
