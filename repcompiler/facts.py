@@ -19,27 +19,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node, map_arg
 from torch.utils import _pytree as pytree
 
-Shape = tuple[int | None, ...]
-
-
-class Unknown:
-    """A value of which nothing is known."""
-
-
-UNKNOWN = Unknown()
-
-
-@dataclass(frozen=True)
-class Partial:
-    """A tensor of which only rank, channels and perhaps dtype are known."""
-
-    shape: Shape
-    dtype: torch.dtype | None = None
+from repcompiler.partial import UNKNOWN, Partial, Shape, Unknown, op_name, partial
 
 
 @dataclass
 class Facts:
-    """Facts of one graph; `values`: meta tensors, numbers, `Partial` or `UNKNOWN`."""
+    """Facts of one graph; `values`: meta tensors, numbers, `Partial` or `UNKNOWN`.
+
+    `elsewhere`: the same for inputs of other sizes, as far as the model takes them.
+    """
 
     module: GraphModule
     exact: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -47,6 +35,7 @@ class Facts:
     frozen: frozenset[str] = frozenset()
     baked: frozenset[str] = frozenset()
     exampled: bool = False
+    elsewhere: tuple[Facts, ...] = ()
 
     def shape(self, node: Node) -> Shape | None:
         """The shape, None where unknown, with None for a size that is unknown."""
@@ -67,6 +56,16 @@ class Facts:
         """The size on `axis`, counted from the end; None where unknown or absent."""
         shape = self.shape(node)
         return None if shape is None or -axis > len(shape) else shape[axis]
+
+    def lasting_size(self, node: Node, axis: int) -> int | None:
+        """The size on `axis`, if inputs of other sizes do not change it.
+
+        A size that follows the input's may be one there, and then a constant that
+        lines up with it broadcasts the value. The channels of an image are given.
+        """
+        size = self.size(node, axis)
+        others = (facts.size(node, axis) for facts in self.elsewhere)
+        return size if all(other in (None, size) for other in others) else None
 
     def constant(self, arg: object) -> Tensor | None:
         """The tensor behind an argument that no input and no write can change."""
@@ -104,15 +103,25 @@ def gather(
     baked: frozenset[str],
 ) -> Facts:
     """Facts of every node of `module`, by evaluation on meta tensors where possible."""
-    facts = Facts(module, exact, {}, frozen, baked, exampled=example_inputs is not None)
-    given = iter(_widened(example_inputs) if example_inputs is not None else ())
-    with torch.no_grad():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                facts.values[node] = next(given, _default(node))
-            else:
-                facts.values[node] = _evaluate(node, facts)
+    exampled = example_inputs is not None
+    facts = Facts(module, exact, {}, frozen, baked, exampled=exampled)
+    inputs = _widened(example_inputs) if example_inputs is not None else []
+    _fill(facts, inputs)
+    for other in _enlarged(inputs):
+        shadow = Facts(module, exact, {}, frozen, baked, exampled=exampled)
+        _fill(shadow, other)
+        facts.elsewhere += (shadow,)
     return facts
+
+
+@torch.no_grad()
+def _fill(facts: Facts, inputs: Sequence[object]) -> None:
+    given = iter(inputs)
+    for node in facts.module.graph.nodes:
+        if node.op == "placeholder":
+            facts.values[node] = next(given, _default(node))
+        else:
+            facts.values[node] = _evaluate(node, facts)
 
 
 def _default(node: Node) -> object:
@@ -136,6 +145,37 @@ def _widened(inputs: Sequence[object]) -> list[object]:
     return [pytree.tree_map(to_meta, value) for value in inputs]
 
 
+def _enlarged(inputs: Sequence[object]) -> list[list[object]]:
+    """The inputs with the axes behind the channels doubled, if they have any.
+
+    Which axis of three holds the channels is not known: each of the two is doubled.
+    """
+    ranks = {leaf.dim() for leaf in pytree.tree_leaves(inputs) if _is_tensor(leaf)}
+    if 3 in ranks:
+        return [_doubled(inputs, lambda _: slice(1, 2)), _doubled(inputs, _positions)]
+    return [_doubled(inputs, _positions)] if max(ranks, default=0) > 3 else []
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _positions(rank: int) -> slice:
+    return slice(2, rank)
+
+
+def _doubled(inputs: Sequence[object], where: Callable[[int], slice]) -> list[object]:
+    def double(leaf: object) -> object:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        axes = range(leaf.dim())[where(leaf.dim())]
+        return leaf.new_empty(
+            [(2 if a in axes else 1) * n for a, n in enumerate(leaf.shape)]
+        )
+
+    return [pytree.tree_map(double, value) for value in inputs]
+
+
 _OPERANDS = ("input", "weight", "other")
 
 
@@ -153,7 +193,8 @@ def _evaluate(node: Node, facts: Facts) -> Any:
     if _keeps_shape(node, facts) and isinstance(first, (Tensor, Partial)):
         return first
     if any(isinstance(leaf, (Unknown, Partial)) for leaf in leaves):
-        return _partial(node, facts, operands)
+        module = facts.submodule(node) if node.op == "call_module" else None
+        return partial(node, module, operands)
     result = _run(node, facts, known, named)
     return UNKNOWN if _rank_hangs_on_sizes(node, first, result) else result
 
@@ -239,93 +280,3 @@ def _keeps_shape(node: Node, facts: Facts) -> bool:
     if node.op == "call_module":
         return type(facts.submodule(node)) in _ELEMENTWISE_MODULES
     return op_name(node) in _ELEMENTWISE_NAMES
-
-
-_KNOWN_HOMES = ("torch", "_operator", "math", "builtins")
-
-
-def op_name(node: Node) -> str:
-    """A short name of what a node does: `conv2d`, `batch_norm`, `add`, …
-
-    Only torch's and Python's own functions have a short name: somebody else's `relu`
-    may do anything, and goes by its full path. So does an op of another library.
-    """
-    target: Any = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        library, name = target._schema.name.split("::")
-        return name if library in ("aten", "prims") else target._schema.name
-    if isinstance(target, str):
-        return target
-    name = str(getattr(target, "__name__", target))
-    home = str(getattr(target, "__module__", None) or "torch")
-    return name if home.split(".")[0] in _KNOWN_HOMES else f"{home}.{name}"
-
-
-def _partial(node: Node, facts: Facts, args: Any) -> Any:
-    """Rank and channels where the op itself fixes them."""
-    known: Callable[[], Any] | None = None
-    if node.op == "call_module":
-        module = facts.submodule(node)
-        known = lambda: _partial_module(module, args)  # noqa: E731
-    elif op_name(node) in ("conv1d", "conv2d", "conv3d", "linear"):
-        known = lambda: _partial_weight(op_name(node), args)  # noqa: E731
-    elif op_name(node) in (
-        "add",
-        "sub",
-        "mul",
-        "add_",
-        "iadd",
-        "isub",
-        "imul",
-        "truediv",
-    ):
-        known = lambda: _partial_binary(args)  # noqa: E731
-    return known() if known is not None else UNKNOWN
-
-
-def _partial_module(module: nn.Module, args: Any) -> Any:
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        free = (None,) * len(module.kernel_size)
-        return Partial((None, module.out_channels, *free), module.weight.dtype)
-    if type(module) is nn.Linear:
-        return _with_last(args[0], module.out_features, module.weight.dtype)
-    ranks: dict[type[nn.Module], int] = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
-    rank = ranks.get(type(module))
-    if rank is not None:
-        features = int(getattr(module, "num_features"))
-        return Partial((None, features, *(None,) * (rank - 2)))
-    if isinstance(module, nn.MaxPool2d) and isinstance(args[0], Partial):
-        return Partial((*args[0].shape[:2], None, None), args[0].dtype)
-    return UNKNOWN
-
-
-def _partial_weight(name: str, args: Any) -> Any:
-    weight = args[1] if len(args) > 1 else None
-    if not isinstance(weight, Tensor):
-        return UNKNOWN
-    if name == "linear":
-        return _with_last(args[0], weight.shape[0], weight.dtype)
-    return Partial((None, weight.shape[0], *(None,) * (weight.dim() - 2)), weight.dtype)
-
-
-def _with_last(value: Any, size: int, dtype: torch.dtype) -> Any:
-    if not isinstance(value, (Tensor, Partial)):
-        return UNKNOWN
-    return Partial((*value.shape[:-1], size), dtype)
-
-
-def _partial_binary(args: Any) -> Any:
-    """A sum or product of operands of the same known rank and channels, or a number."""
-    if any(isinstance(arg, Unknown) for arg in args[:2]):
-        return UNKNOWN
-    tensors = [arg for arg in args[:2] if isinstance(arg, (Tensor, Partial))]
-    if not tensors:
-        return UNKNOWN
-    shapes = {len(arg.shape): arg for arg in tensors}
-    widest = shapes[max(shapes)]
-    for arg in tensors:
-        padded = (1,) * (len(widest.shape) - len(arg.shape)) + tuple(arg.shape)
-        for mine, other in zip(padded, widest.shape):
-            if mine not in (1, other):
-                return UNKNOWN
-    return widest

@@ -293,7 +293,8 @@ def channel_vector(
     """(axis, numbers) of a constant operand that holds one number per channel.
 
     1. It has at most one axis that is not of size 1; that one is the channel axis.
-    2. There its size equals the value's, so that the value is not the one to broadcast.
+    2. There its size equals the value's, for inputs of other sizes as well, so that the
+       value is not the one to broadcast.
     3. It has no more axes than the value.
     """
     assert tensor is not None
@@ -309,7 +310,7 @@ def channel_vector(
         return Opaque(Reason.BROADCAST)
     if not wide:
         return None, Vector(None, lambda: double(tensor).reshape(()))
-    if op.facts.size(node, wide[0]) != tensor.shape[wide[0]]:
+    if op.facts.lasting_size(node, wide[0]) != tensor.shape[wide[0]]:
         return Opaque(Reason.BROADCAST)
     return wide[0], Vector(tensor.numel(), lambda: double(tensor).reshape(-1))
 

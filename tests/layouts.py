@@ -172,7 +172,8 @@ def make_squeeze(target: Any) -> Maker:
     """An axis taken out where its size is one."""
 
     def make(draw: Draw, shape: Shape) -> nn.Module:
-        axis = draw(st.integers(1, len(shape) - 1))
+        single = [axis for axis, size in enumerate(shape) if axis and size == 1]
+        axis = draw(st.sampled_from(single or range(1, len(shape))))
         return Call(target, X, [axis] if target is aten.squeeze.dims else axis)
 
     return make

@@ -22,7 +22,7 @@ import repcompiler
 LIMIT = 1e-9
 # As in conftest: dev by default, ci where CI is set, nightly by hand.
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if "CI" in os.environ else "dev")
-GRAPHS = settings(max_examples={"dev": 60, "ci": 60}.get(PROFILE, 100_000))
+GRAPHS = settings(max_examples={"dev": 60, "ci": 150}.get(PROFILE, 100_000))
 
 
 def other_inputs(x: Tensor) -> list[Tensor]:

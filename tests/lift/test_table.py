@@ -25,6 +25,7 @@ from repcompiler import RULES
 from repcompiler.affine import Diagonal
 from repcompiler.facts import Facts, gather
 from repcompiler.lift import Affine, Alias, Carry, Opaque, find_rule, lift
+from repcompiler.reasons import Reason
 
 WIDE = (1.0, 1e3, 1e-3)
 # Sums of a few hundred float64 numbers that differ in size by 1e6.
@@ -211,6 +212,12 @@ def test_what_is_not_one_number_per_channel_is_left_alone(name):
 
 def test_a_vector_on_the_last_axis_is_a_scale_of_that_axis():
     module = Call(operator.mul, X, Name("c"), tensors={"c": LAST})
-    own, _, _ = lifted_of(module, torch.randn(2, 5, 5, 5, dtype=torch.float64))
+    own, _, _ = lifted_of(module, torch.randn(2, 5, dtype=torch.float64))
     assert isinstance(own, Affine)
     assert [map.axis for _, map in own.parts if isinstance(map, Diagonal)] == [-1]
+
+
+def test_a_vector_on_the_width_is_none_for_an_image_may_be_one_pixel_wide():
+    module = Call(operator.mul, X, Name("c"), tensors={"c": LAST})
+    own, _, _ = lifted_of(module, torch.randn(2, 5, 5, 5, dtype=torch.float64))
+    assert own == Opaque(Reason.BROADCAST)

@@ -239,3 +239,37 @@ def test_numbers_over_numbers_in_five_axes_merge():
     net.c = nn.Parameter(torch.full((1, 1, 1, 1, 1), 3.0))
     result = check(net, [(2, 3, 4, 3, 4)], blind=False)
     assert len(result.report.regions) == 1
+
+
+# ---- sizes that follow the input ---------------------------------------------------
+
+
+@both_doors
+def test_a_vector_on_positions_broadcasts_where_there_is_one_position(door):
+    """(N, L, C) times (1, L, 1) also takes L = 1, which a conv over L would refuse."""
+
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2).relu()
+        return s.mix(tokens * s.scale + s.shift)
+
+    net = Net(
+        body,
+        mix=nn.Conv1d(36, 5, 1),
+        scale=nn.Parameter(torch.randn(1, 36, 1)),
+        shift=nn.Parameter(torch.randn(36, 1)),
+    )
+    sizes = images(8, (6, 6), (4, 9), (1, 1))
+    result = check(net, sizes, door=door)
+    assert "mul" in kinds(result.model)
+    assert reasons(result) == {"broadcast"}
+
+
+@both_doors
+def test_a_vector_on_channels_that_weights_fix_is_folded_at_any_size(door):
+    net = Net(
+        lambda s, x: s.fc((x.flatten(2).transpose(1, 2).relu() - s.mean) / s.std),
+        fc=nn.Linear(8, 5),
+        mean=nn.Parameter(torch.randn(8)),
+        std=nn.Parameter(torch.rand(1, 8) + 0.5),
+    )
+    assert kinds(check(net, SIZES, door=door, blind=False).model) == {"relu", "Linear"}
