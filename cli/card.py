@@ -25,8 +25,8 @@ class Card:
         preprocessing: `input_size`, and where known `mean`, `std`, `crop_pct` and
             `interpolation`.
         args: the factory's arguments.
-        weights: `origin` (random, pretrained, file, factory or program), with the
-            `file` or the `seed`.
+        weights: `origin` (random, pretrained, trained, file, factory or program), with
+            the `file`, the `seed`, or the `recipe`, `epoch` and `top1`.
         class_names: by output index; empty where not known.
         form: `train`, or `fused` for what the compiler made.
         capture: the door that the fused form came through.
@@ -91,6 +91,7 @@ class Card:
 ORIGINS = {
     "random": "random weights (seed {seed})",
     "pretrained": "pretrained weights",
+    "trained": "weights of epoch {epoch}, recipe {recipe}, top-1 {top1} %",
     "file": "weights from {file}",
     "factory": "weights as the factory left them: random unless it loads its own",
     "program": "weights of the exported program",

@@ -42,12 +42,18 @@ class Screen:
         What foreign code prints meanwhile goes to stderr, so that stdout stays clean;
         what it warns of and logs is shown with --debug only.
         """
-        with redirect_stdout(sys.stderr), _without_logs(self.debug):
+        with self.calm():
             if not self.progress.is_terminal:
                 yield lambda stage: None
                 return
             with self.progress.status(title) as status:
                 yield lambda stage: status.update(f"{title}: {stage}")
+
+    @contextmanager
+    def calm(self) -> Iterator[None]:
+        """Foreign prints go to stderr, foreign warnings nowhere but with --debug."""
+        with redirect_stdout(sys.stderr), _without_logs(self.debug):
+            yield
 
     @contextmanager
     def hushed(self) -> Iterator[None]:

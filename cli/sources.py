@@ -51,7 +51,7 @@ def load(text: str, options: ModelOptions) -> Loaded:
 
     text, options = split_weights(text, options)
     form = classify(text)
-    _check_device(options.device)
+    check_device(options.device)
     torch.manual_seed(options.seed)
     random.seed(options.seed)
     built = _build(form, text, options)
@@ -140,14 +140,8 @@ def _from_artefact(text: str, options: ModelOptions) -> Built:
     from fastvit import weights
 
     refuse_factory_options(text, options)
-    state, metadata = _reading(lambda: weights.read_state_dict(text))
-    try:
-        card = Card.from_metadata(metadata)
-    except ValueError as error:
-        raise BadInput(
-            f"{text} is not a file that this project wrote: {error}.",
-            hint=f"Name the model that it belongs to and add --weights {text}.",
-        ) from error
+    state, metadata = reading(lambda: weights.read_state_dict(text))
+    card = _card(text, metadata)
     source = replace(options, args=card.args)
     built = BUILDERS[classify(card.source)](card.source, source)
     model = built.model
@@ -156,11 +150,32 @@ def _from_artefact(text: str, options: ModelOptions) -> Built:
     floating = [value.dtype for value in state.values() if value.is_floating_point()]
     model = model.to(floating[0] if floating else torch.float32)
     try:
-        _reading(lambda: weights.load_state_dict_strictly(model, state, source=text))
+        reading(lambda: weights.load_state_dict_strictly(model, state, source=text))
     except BadInput as error:
         error.hint = f"It was written with {metadata.get('versions')}; {_REBUILD_HINT}"
         raise
     return replace(built, model=model, card=card, notes=())
+
+
+def read_card(text: str) -> Card:
+    """The card of a .safetensors that this project wrote.
+
+    Raises:
+        BadInput: there is no such file, or it is another program's.
+    """
+    from fastvit import weights
+
+    return _card(text, reading(lambda: weights.read_state_dict(text))[1])
+
+
+def _card(text: str, metadata: dict[str, str]) -> Card:
+    try:
+        return Card.from_metadata(metadata)
+    except ValueError as error:
+        raise BadInput(
+            f"{text} is not a file that this project wrote: {error}.",
+            hint=f"Name the model that it belongs to and add --weights {text}.",
+        ) from error
 
 
 def _fused(built: Built, card: Card) -> Any:
@@ -181,19 +196,25 @@ def _fused(built: Built, card: Card) -> Any:
 def _with_weights(built: Built, path: str) -> Built:
     from fastvit import weights
 
-    result = _reading(lambda: weights.load_weights(built.model, path))
+    result = reading(lambda: weights.load_weights(built.model, path))
     card = replace(built.card, weights={"origin": "file", "file": path})
     try:
         theirs = Card.from_metadata(result.metadata)
     except ValueError:
         return replace(built, card=card)
-    # A file of this project says more: random weights stay random under any name.
-    origin = theirs.weights if theirs.weights["origin"] == "random" else card.weights
-    names = theirs.class_names or card.class_names
-    return replace(built, card=replace(card, weights=origin, class_names=names))
+    # A file of this project says more: where its weights come from, under any name; its
+    # classes; and how its images were made.
+    known = theirs.weights["origin"] in ("random", "trained")
+    told = replace(
+        card,
+        weights=theirs.weights if known else card.weights,
+        class_names=theirs.class_names or card.class_names,
+        preprocessing=theirs.preprocessing,
+    )
+    return replace(built, card=told)
 
 
-def _reading(read: Any) -> Any:
+def reading(read: Any) -> Any:
     """What `read` returns, with errors about files as bad input.
 
     Raises:
@@ -212,7 +233,12 @@ def _reading(read: Any) -> Any:
         ) from error
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """See that tensors can be made there.
+
+    Raises:
+        BadInput: the device, or a build of torch that has it, is missing.
+    """
     import torch
 
     try:

@@ -2,6 +2,12 @@
 
 FastViTError
 ├── ConfigError       an unknown variant, or options that make no model
+├── RecipeError       a recipe's key or value that is not right
+├── DataError         images or classes that cannot be trained on or evaluated
+├── TrainingError     a run that cannot start, or had to stop
+│   ├── CheckpointError   a checkpoint could not be written
+│   ├── ResumeError       a folder's run cannot be continued, or must not be replaced
+│   └── Diverged          the loss is not a number any more
 └── WeightsError      weights could not be read or do not belong to the model
     ├── WeightsNotFound   no such file
     ├── CorruptFile       not a checkpoint: empty, truncated, a web page, a pointer
@@ -37,6 +43,30 @@ class FastViTError(Exception):
 
 class ConfigError(FastViTError, ValueError):
     """The variant is not known, or the options do not describe a model."""
+
+
+class RecipeError(FastViTError, ValueError):
+    """A recipe has a key that is not known, or a value that cannot be."""
+
+
+class DataError(FastViTError):
+    """The data set is missing, empty, damaged or not the model's."""
+
+
+class TrainingError(FastViTError):
+    """A run cannot start as asked, or had to stop."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint could not be written; the older one is as it was."""
+
+
+class ResumeError(TrainingError):
+    """The folder's run is damaged, another one, or would be written over."""
+
+
+class Diverged(TrainingError):
+    """The loss is infinite or not a number."""
 
 
 class WeightsError(FastViTError):

@@ -24,6 +24,7 @@ __all__ = [
     "LoadedWeights",
     "load_state_dict_strictly",
     "load_weights",
+    "load_weights_but_head",
     "read_state_dict",
 ]
 
@@ -85,6 +86,39 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> LoadedWeight
         error.hint = _remedy(model, state)
         raise
     return LoadedWeights(layout, ignored, metadata)
+
+
+def load_weights_but_head(
+    model: nn.Module, path: str | os.PathLike[str], classes: int
+) -> int:
+    """Load a checkpoint made for another number of classes: all but the classifier.
+
+    1. The tensors that differ in shape differ on their first axis alone.
+    2. There the model has `classes`, and the file one other number.
+    The model keeps its own values for those; `load_weights` rules hold for the rest.
+
+    Returns:
+        The file's number of classes; `classes` where nothing differs and all is loaded.
+
+    Raises:
+        WeightsError: as `load_weights`, also where 1 or 2 does not hold.
+    """
+    state, metadata = read_state_dict(path)
+    own = model.state_dict()
+    state = without_wrappers(state, own)
+    if isinstance(model, FastViT):
+        state, _ = in_timm_layout(state)
+    differ = [k for k in own if k in state and state[k].shape != own[k].shape]
+    theirs = {state[k].shape[0] for k in differ if state[k].dim()}
+    alike = all(
+        state[k].shape[1:] == own[k].shape[1:] and own[k].shape[:1] == (classes,)
+        for k in differ
+    )
+    if differ and alike and len(theirs) == 1:
+        state = {**state, **{k: own[k] for k in differ}}
+    words = {"source": os.fspath(path), "form": metadata.get("form", "")}
+    load_state_dict_strictly(model, state, **words)
+    return theirs.pop() if differ else classes
 
 
 def load_state_dict_strictly(

@@ -1,0 +1,140 @@
+"""Checkpoints: whole or not at all, and read back only by the run they belong to."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from fastvit.errors import CheckpointError, ResumeError
+from fastvit.recipe_files import from_toml
+from fastvit.recipes import SECTIONS, Recipe
+
+FORMAT = "fastvit-repcompiler/train/1"
+LAST = "last.pt"
+BEST = "best.safetensors"
+
+# How the work is done, not what is computed: these may change when a run goes on.
+FREE_KEYS = frozenset(
+    {"workers", "checkpoint_minutes", "checkpoint_updates", "keep_best"}
+)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: `update` of `epoch` is the next to be done.
+
+    Attributes:
+        loss_sum: of the epoch's losses so far, over `losses` of them.
+        averaged: whether the epoch's batch norm statistics were averaged already.
+    """
+
+    epoch: int = 0
+    update: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
+    averaged: bool = False
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment the old or the new one is there, whole.
+
+    Raises:
+        CheckpointError: it could not be written; the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        kept = f"{path} is as it was before." if path.exists() else "Nothing is left."
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror}. {kept}",
+            hint="Make room, then continue with --resume.",
+        ) from error
+
+
+def write_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a run's state for `read_state`.
+
+    Raises:
+        CheckpointError: see `write_whole`.
+    """
+    # In memory first: torch's own writer turns a full disk into a nameless error.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def write_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write named tensors as safetensors.
+
+    Raises:
+        CheckpointError: see `write_whole`.
+    """
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_whole(path, to_safetensors(state, metadata))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state that `write_state` wrote, without running what is inside.
+
+    Raises:
+        ResumeError: it is damaged, or another program's.
+    """
+    hint = "Start again in another folder, with --weights from its best.safetensors."
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ResumeError(
+            f"{path} cannot be read: torch meets a {type(error).__name__}.", hint=hint
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ResumeError(f"{path} is not a checkpoint of a run.", hint=hint)
+    return state
+
+
+def check_same_run(path: Path, state: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse to go on with another recipe.
+
+    Raises:
+        ResumeError: a key that changes what is computed differs.
+    """
+    old = from_toml(state["recipe"], str(path))
+    changed = [
+        f"{field.name} was {old.get(field.name)!r}, is {recipe.get(field.name)!r}"
+        for kind in SECTIONS.values()
+        for field in fields(kind)
+        if field.name not in FREE_KEYS and old.get(field.name) != recipe.get(field.name)
+    ]
+    if changed:
+        raise ResumeError(
+            f"{path} was made with another recipe: {'; '.join(changed[:5])}.",
+            hint="Leave --recipe and --set out, or start in another folder.",
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut; not every file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
