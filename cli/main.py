@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from fastvit_cli import data, fuse, models, train
+from fastvit_cli import data, evaluate, fuse, models, predict, train
 from fastvit_cli.errors import Stop, one_line, summary
 from fastvit_cli.options import Version
 
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 app.command("fuse", epilog=fuse.EXAMPLES)(fuse.fuse)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("data", epilog=data.EXAMPLES)(data.data)
 app.command("models", epilog=models.EXAMPLES)(models.models)
 

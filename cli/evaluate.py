@@ -1,0 +1,387 @@
+"""`fastvit eval`: how good a model is on held-out images, fused and not."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from fastvit_cli import options as common
+from fastvit_cli.builders import ModelOptions
+from fastvit_cli.card import versions
+from fastvit_cli.console import Screen, open_screen, to_json
+from fastvit_cli.errors import BadInput, JobFailed
+from fastvit_cli.files import all_or_nothing, check_writable
+
+if TYPE_CHECKING:
+    from fastvit_cli.judging import Classifier
+    from fastvit_cli.sources import Loaded
+
+    from fastvit.data import TimmImages
+    from fastvit.evaluate import Evaluation, Predictions
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fastvit eval digits --model runs/fastvit_t8/best.safetensors --fuse
+
+fastvit eval imagenet --model timm:fastvit_sa12 --pretrained --results sa12.csv
+
+fastvit eval imagenet/val --model sa12.onnx --batch 64 --calibration --json -
+"""
+
+SUFFIXES = (".csv", ".json")
+PAIRS = 10  # of classes that are mistaken for each other, in the summary
+FIGURES = ("top1", "top5", "loss", "images", "images_per_second")
+
+ModelName = Annotated[
+    str,
+    typer.Option("--model", metavar="MODEL", help="Any MODEL, .pt2 and .onnx too."),
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder with val/ or with one sub-folder a class, or a timm data set.",
+    ),
+]
+Fuse = Annotated[
+    bool, typer.Option("--fuse", help="Evaluate the fused form beside it.")
+]
+Results = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write figures as .csv, or everything with each image as .json.",
+    ),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read images.")]
+Calibration = Annotated[
+    bool, typer.Option("--calibration", help="Expected calibration error as well.")
+]
+Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a timm data set.")]
+DataRoot = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Where a timm data set lies.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="An unreadable image ends the evaluation.")
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated on what."""
+
+    data: str
+    model: str
+    options: ModelOptions
+    fuse: bool
+    batch: int
+    workers: int
+    calibration: bool
+    split: str
+    data_root: str | None
+    strict: bool
+
+
+def evaluate(
+    data: Data,
+    model: ModelName,
+    fuse: Fuse = False,
+    results: Results = None,
+    batch: Batch = 32,
+    workers: Workers = 0,
+    calibration: Calibration = False,
+    split: Split = "validation",
+    data_root: DataRoot = None,
+    strict: Strict = False,
+    weights: common.Weights = None,
+    model_arg: common.ModelArg = None,
+    pretrained: common.Pretrained = False,
+    input_size: common.InputSize = None,
+    seed: common.Seed = 0,
+    device: common.Device = "cpu",
+    dtype: common.Dtype = None,
+    json_target: common.Json = None,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+    version: common.Version = False,
+) -> None:
+    """Evaluate MODEL on the held-out images of DATA.
+
+    With --fuse both forms see the same batches; exit code 1 if they give another class
+    for any image.
+    """
+    screen = open_screen(json_target, quiet=quiet, debug=debug)
+    options = ModelOptions(
+        args=common.parse_model_args(model_arg),
+        weights=weights,
+        pretrained=pretrained,
+        input_size=common.parse_size(input_size),
+        seed=seed,
+        device=device,
+        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
+    )
+    files = _result_files(results or [])
+    request = Request(
+        data,
+        model,
+        options,
+        fuse,
+        batch,
+        workers,
+        calibration,
+        split,
+        data_root,
+        strict,
+    )
+    _run(request, files, screen)
+
+
+def _run(request: Request, files: list[Path], screen: Screen) -> None:
+    """Load, evaluate, show, write.
+
+    Raises:
+        JobFailed: the fused form gives another class for some image.
+    """
+    from fastvit_cli import judging, sources
+    from fastvit_cli.train import as_stops
+
+    with screen.working(request.model) as stage, as_stops(starting=True):
+        stage("load")
+        loaded = sources.load(request.model, request.options)
+        classifier = judging.as_classifier(loaded)
+        images = _images(request, loaded, classifier)
+        forms = {"model": classifier.run}
+        if request.fuse:
+            stage("fuse")
+            with screen.hushed():
+                forms["fused"] = judging.fused(loaded)
+        found = _evaluate(request, forms, images, classifier, stage)
+    document = _document(request, loaded, images, found)
+    _show(screen, loaded, classifier, images, found, document)
+    _write(files, document, images, found)
+    screen.emit(document)
+    different = _disagreements(found)
+    if different:
+        raise JobFailed(
+            f"the fused form gives another class for {different} of "
+            f"{document['images']} images.",
+            hint="Compare the two with fastvit check.",
+        )
+
+
+def _images(request: Request, loaded: Loaded, classifier: Classifier) -> TimmImages:
+    """The images, with the model's class indices.
+
+    Raises:
+        BadInput: the data's classes are not the model's.
+    """
+    from fastvit.data import open_for_evaluation
+
+    names = loaded.card.class_names
+    images = open_for_evaluation(
+        request.data,
+        root=request.data_root,
+        split=request.split,
+        channels=classifier.preprocessing.input_size[0],
+        classes=names,
+    )
+    theirs = images.class_names
+    if theirs == names:
+        return images
+    shared = set(theirs) & set(names)
+    if shared:
+        extra = [name for name in theirs if name not in names][:5]
+        problem = (
+            f"has classes that the model lacks: {', '.join(extra)}"
+            if extra
+            else "has its classes in another order"
+        )
+        raise BadInput(
+            f"{request.data} {problem}.",
+            hint=f"The model's are {', '.join(names[:5])}…",
+        )
+    if len(theirs) != classifier.classes:
+        raise BadInput(
+            f"{request.data} has {len(theirs)} classes, {loaded.name} "
+            f"{classifier.classes}.",
+            hint="Name the data that it was trained for, or give --model-arg "
+            f"num_classes={len(theirs)} and the weights for them.",
+        )
+    return images
+
+
+def _evaluate(
+    request: Request,
+    forms: dict[str, Any],
+    images: TimmImages,
+    classifier: Classifier,
+    stage: Any,
+) -> Evaluation:
+    import torch
+
+    from fastvit.batches import EvaluationImages, evaluation_loader
+    from fastvit.data import evaluation_transform
+    from fastvit.evaluate import evaluate as run
+
+    device = torch.device(request.options.device)
+    transform = evaluation_transform(classifier.preprocessing)
+    batches = evaluation_loader(
+        EvaluationImages(images, transform, strict=request.strict),
+        request.batch,
+        request.workers,
+        device,
+    )
+
+    def progress(done: int) -> bool:
+        stage(f"{done} of {len(images)} images")
+        return True
+
+    found = run(forms, batches, device, progress=progress)
+    assert found is not None
+    if not found.forms["model"].images:
+        raise BadInput(f"none of the {len(images)} images could be read.")
+    return found
+
+
+def figures(said: Predictions) -> dict[str, Any]:
+    """The figures of one form, as the JSON has them; shares in per cent."""
+    return {name: getattr(said, name) for name in FIGURES}
+
+
+def confused(said: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Pairs of classes that were mistaken most often."""
+    counts = said.confusion()
+    counts.fill_diagonal_(0)
+    values, places = counts.flatten().topk(min(PAIRS, counts.numel()))
+    return [
+        {
+            "class": _name(names, place // said.classes),
+            "predicted": _name(names, place % said.classes),
+            "count": count,
+        }
+        for count, place in zip(values.tolist(), places.tolist())
+        if count
+    ]
+
+
+def _document(
+    request: Request, loaded: Loaded, images: TimmImages, found: Evaluation
+) -> dict[str, Any]:
+    from fastvit.evaluate import agreement
+
+    plain = found.forms["model"]
+    document: dict[str, Any] = {
+        "schema": 1,
+        "model": loaded.name,
+        "data": request.data,
+        "input_size": list(loaded.card.input_size),
+        "batch": request.batch,
+        **figures(plain),
+        "skipped": [{"image": p.name, "reason": p.reason} for p in found.problems],
+        "confused": confused(plain, images.class_names),
+    }
+    if request.calibration:
+        document["calibration_error"] = plain.calibration_error()
+    if "fused" in found.forms:
+        other = found.forms["fused"]
+        document["fused"] = figures(other)
+        if request.calibration:
+            document["fused"]["calibration_error"] = other.calibration_error()
+        document["agreement"] = agreement(plain, other)
+    weights = {**loaded.card.weights, "note": loaded.card.origin}
+    return {**document, "weights": weights, "versions": versions()}
+
+
+def _disagreements(found: Evaluation) -> int:
+    if "fused" not in found.forms:
+        return 0
+    one, other = found.forms["model"], found.forms["fused"]
+    return int((one.predicted != other.predicted).sum())
+
+
+def _show(
+    screen: Screen,
+    loaded: Loaded,
+    classifier: Classifier,
+    images: TimmImages,
+    found: Evaluation,
+    document: dict[str, Any],
+) -> None:
+    from fastvit_cli import eval_view
+
+    eval_view.show(
+        screen.people,
+        loaded,
+        (*loaded.notes, *classifier.notes),
+        found,
+        document,
+    )
+
+
+def _result_files(texts: list[str]) -> list[Path]:
+    """The files for results, each of which can be written.
+
+    Raises:
+        BadInput: a suffix is not known, or a place is not writable.
+    """
+    files = [Path(text) for text in texts]
+    for path in files:
+        check_writable(path, "--results")
+        if path.suffix not in SUFFIXES:
+            raise BadInput(
+                f"--results {path}: {path.suffix!r} says no format.",
+                hint=f"Use {' or '.join(SUFFIXES)}.",
+            )
+    return files
+
+
+def _write(
+    files: list[Path], document: dict[str, Any], images: TimmImages, found: Evaluation
+) -> None:
+    """Write the results, all files or none."""
+    with all_or_nothing(files) as temporary:
+        for path, place in zip(files, temporary):
+            if path.suffix == ".json":
+                whole = {**document, "predictions": _predictions(images, found)}
+                place.write_text(to_json(whole), encoding="utf-8")
+            else:
+                _write_csv(place, document)
+
+
+def _write_csv(place: Path, document: dict[str, Any]) -> None:
+    """A line for each form, as timm's results files have for each model."""
+    rows = [{"model": document["model"], "form": "model", **document}]
+    if "fused" in document:
+        rows.append({**rows[0], "form": "fused", **document["fused"]})
+    names = ["model", "form", "data", *FIGURES]
+    if "calibration_error" in document:
+        names.append("calibration_error")
+    with place.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _predictions(images: TimmImages, found: Evaluation) -> list[dict[str, Any]]:
+    """One entry an image: its class, and what each form says."""
+    plain = found.forms["model"]
+    names = images.class_names
+    rows: list[dict[str, Any]] = [
+        {"image": images.name(index), "class": _name(names, target)}
+        for index, target in zip(plain.indices.tolist(), plain.targets.tolist())
+    ]
+    for form, said in found.forms.items():
+        key = "" if form == "model" else f"{form}_"
+        pairs = zip(rows, said.predicted.tolist(), said.confidence.tolist())
+        for row, predicted, confidence in pairs:
+            row[f"{key}predicted"] = _name(names, predicted)
+            row[f"{key}confidence"] = confidence
+    return rows
+
+
+def _name(names: tuple[str, ...], index: int) -> str:
+    return names[index] if index < len(names) else str(index)
