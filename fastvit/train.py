@@ -135,7 +135,14 @@ def _resume(run: _Run) -> None:
         ResumeError: the checkpoint is damaged or another recipe's.
     """
     path = run.job.output / LAST
-    if not path.exists():
+    world = run.job.world
+    seen = world.total([float(path.exists())])[0]
+    if 0 < seen < world.size:
+        raise ResumeError(
+            f"{path} is there for {seen:.0f} of {world.size} processes.",
+            hint="The output folder must be on a disk that all machines share.",
+        )
+    if not seen:
         run.listener.noted(f"{path} does not exist: starting from the beginning.")
         return
     state = read_state(path)
