@@ -48,6 +48,7 @@ class Built:
         notes: what people should be told, such as an assumed input size.
         inputs: example inputs, where the model fixes them.
         dynamic_batch: whether the first axis of the inputs may have any size.
+        recorded: the card inside a file of this project, as it was written.
     """
 
     model: nn.Module | ExportedProgram
@@ -55,6 +56,7 @@ class Built:
     notes: tuple[str, ...] = ()
     inputs: tuple[Tensor, ...] | None = None
     dynamic_batch: bool = True
+    recorded: Card | None = None
 
 
 def build_fastvit(text: str, options: ModelOptions) -> Built:
@@ -149,7 +151,8 @@ def build_factory(text: str, options: ModelOptions) -> Built:
 def build_program(text: str, options: ModelOptions) -> Built:
     """A program that torch.export wrote."""
     refuse_factory_options(text, options)
-    program, card = programs.load(Path(text))
+    program, recorded = programs.load(Path(text))
+    card = recorded
     inputs = programs.example_inputs(text, program)
     if card is None:
         card = Card(
@@ -162,6 +165,7 @@ def build_program(text: str, options: ModelOptions) -> Built:
         card=replace(card, source=text, args={}, form="train"),
         inputs=inputs,
         dynamic_batch=programs.has_dynamic_batch(program),
+        recorded=recorded,
     )
 
 

@@ -177,31 +177,19 @@ def onnx_runner(artefact: Artefact, path: Path) -> nn.Module:
     Raises:
         JobFailed: onnxruntime does not take the file.
     """
-    import onnxruntime
     import torch
+    from fastvit_cli import onnxgraphs
     from torch.utils import _pytree as pytree
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise JobFailed(
-            f"onnxruntime does not take the exported graph: {summary(error)}.",
-            hint="A .pt2 holds any operator.",
-        ) from error
-    names = [value.name for value in session.get_inputs()]
+        run = onnxgraphs.runner(onnxgraphs.open_session(path))
+    except BadInput as error:
+        raise JobFailed(str(error), hint="A .pt2 holds any operator.") from error
     spec = artefact.program.call_spec.out_spec
 
     class OnnxGraph(torch.nn.Module):
         def forward(self, *inputs: Tensor) -> Any:
-            feed = {name: value.cpu().numpy() for name, value in zip(names, inputs)}
-            outputs = [torch.from_numpy(value) for value in session.run(None, feed)]
-            device = inputs[0].device
-            return pytree.tree_unflatten([o.to(device) for o in outputs], spec)
+            return pytree.tree_unflatten(run(*inputs), spec)
 
     return OnnxGraph().eval()
 

@@ -29,7 +29,10 @@ CHECKPOINTS = (".pth", ".pt", ".pth.tar", ".bin")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode on its device, with example inputs of batch 1."""
+    """A model in eval mode on its device, with example inputs of batch 1.
+
+    `recorded` is the card inside a file of this project, as it was written.
+    """
 
     name: str
     model: nn.Module | ExportedProgram
@@ -39,6 +42,7 @@ class Loaded:
     device: str
     notes: tuple[str, ...] = ()
     dynamic_batch: bool = True
+    recorded: Card | None = None
 
 
 def load(text: str, options: ModelOptions) -> Loaded:
@@ -63,11 +67,12 @@ def load(text: str, options: ModelOptions) -> Loaded:
         name=text,
         model=built.model,
         inputs=inputs,
-        card=_sized(built.card, inputs),
+        card=sized(built.card, inputs),
         dtype=str(inputs[0].dtype).removeprefix("torch."),
         device=options.device,
         notes=built.notes,
         dynamic_batch=built.dynamic_batch,
+        recorded=built.recorded,
     )
     _try_once(loaded)
     return loaded
@@ -91,7 +96,7 @@ def split_weights(text: str, options: ModelOptions) -> tuple[str, ModelOptions]:
 
 
 def classify(text: str) -> str:
-    """Which form of MODEL a text is: a row of the builders' table, or `artefact`.
+    """Which form a text is: a row of the builders' table, `artefact` or `onnx`.
 
     Raises:
         BadInput: it is none of them.
@@ -106,10 +111,7 @@ def classify(text: str) -> str:
     if suffix == ".safetensors":
         return "artefact"
     if suffix == ".onnx":
-        raise BadInput(
-            f"{text} is an ONNX graph, which this version cannot take as a model.",
-            hint="Give the PyTorch model it was exported from, or a .pt2.",
-        )
+        return "onnx"
     if ":" in text:
         return "factory"
     if text in catalogue.fastvit_names():
@@ -127,7 +129,19 @@ def classify(text: str) -> str:
     raise unknown(text)
 
 
+def _only_runs(text: str) -> BadInput:
+    if not Path(text).is_file():
+        return BadInput(f"there is no file {text}.", hint="Check the path.")
+    return BadInput(
+        f"{text} is an ONNX graph, which can be run but not rewritten: the compiler "
+        "works on PyTorch graphs.",
+        hint="Give the PyTorch model it was exported from, or a .pt2 of it.",
+    )
+
+
 def _build(form: str, text: str, options: ModelOptions) -> Built:
+    if form == "onnx":
+        raise _only_runs(text)
     if form != "artefact":
         return BUILDERS[form](text, options)
     return _from_artefact(text, options)
@@ -154,7 +168,7 @@ def _from_artefact(text: str, options: ModelOptions) -> Built:
     except BadInput as error:
         error.hint = f"It was written with {metadata.get('versions')}; {_REBUILD_HINT}"
         raise
-    return replace(built, model=model, card=card, notes=())
+    return replace(built, model=model, card=card, recorded=card, notes=())
 
 
 def read_card(text: str) -> Card:
@@ -294,7 +308,8 @@ def _dtype_of(model: Any) -> Any:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
 
-def _sized(card: Card, inputs: tuple[Tensor, ...]) -> Card:
+def sized(card: Card, inputs: tuple[Tensor, ...]) -> Card:
+    """The card with the size that the inputs have."""
     size = list(inputs[0].shape[1:])
     return replace(card, preprocessing={**card.preprocessing, "input_size": size})
 

@@ -88,9 +88,10 @@ def _source(text: str, options: ModelOptions) -> tuple[str, ModelOptions, Card |
         BadInput: a form that has no factory, or that is fused.
     """
     form = sources.classify(text)
-    if form == "program":
+    if form in ("program", "onnx"):
+        what = "an exported program" if form == "program" else "an ONNX graph"
         raise BadInput(
-            f"{text} is an exported program, which cannot be trained.",
+            f"{text} is {what}, which cannot be trained.",
             hint="Name the model that it was made from.",
         )
     if form != "artefact":

@@ -21,7 +21,7 @@ CASES = [
     (["fuse", "sa12"], "no model 'sa12'", "Did you mean fastvit_sa12"),
     (["fuse", ""], "no model ''", "fastvit models"),
     (["fuse", "zzzzzzzz"], "no model 'zzzzzzzz'", "fastvit models"),
-    (["fuse", "model.onnx"], "ONNX graph", "Give the PyTorch model"),
+    (["fuse", "missing.onnx"], "no file missing.onnx", "path"),
     (["fuse", "missing.pt2"], "no file missing.pt2", "path"),
     (["fuse", "missing.safetensors"], "missing.safetensors", ""),
     (["fuse", "best.pth"], "is a checkpoint", "--weights best.pth"),

@@ -266,3 +266,4 @@ def test_forms_are_told_apart():
     assert classify("dir/a.py:c") == "factory"
     assert classify("dir/a.pt2") == "program"
     assert classify("dir/a.safetensors") == "artefact"
+    assert classify("dir/a.onnx") == "onnx"
