@@ -161,7 +161,8 @@ def _size(node: Node, state: State) -> int | None:
 
 # ---- kept --------------------------------------------------------------------------
 
-_ACCOUNTED = ("batch_norm", "mul", "div", "conv1d", "conv2d", "conv3d", "linear")
+_CONVS = ("conv1d", "conv2d", "conv3d", "linear")
+_ACCOUNTED = ("batch_norm", "mul", "div", *_CONVS)
 
 
 def _kept(state: State) -> Iterable[Kept]:
@@ -177,6 +178,38 @@ def _kept(state: State) -> Iterable[Kept]:
         if reason is not None:
             name = module_path(node) or node.name
             yield Kept(name, label, reason.code, reason.sentence)
+    yield from _kept_apart(state)
+
+
+def _kept_apart(state: State) -> Iterable[Kept]:
+    """Fused convs and linear layers that stayed apart from the affine op before them.
+
+    Each stands for the ops it replaced, and goes by the name of its region.
+    """
+    assert state.composed is not None and state.facts is not None
+    for region in state.regions:
+        labels = [op_label(node, state.facts) for node in region.nodes]
+        label = next((name for name in labels if name in _CONVS), None)
+        if label is None or not any(
+            isinstance(state.composed.lifted.get(source), Affine)
+            for source in region.meaning.sources
+        ):
+            continue
+        reason = _why_apart(region, state)
+        if reason is not None:
+            yield Kept(region.name, label, reason.code, reason.sentence)
+
+
+def _why_apart(region: Rewrite, state: State) -> Reason | None:
+    """What refused the source's own meaning, else why the plan does without it."""
+    assert state.composed is not None and state.selected is not None
+    for source in region.meaning.sources:
+        if len(source.users) > 1 and source in state.selected.live:
+            return Reason.OTHER_READER
+    refusals = [r for n in region.nodes for r in state.composed.refusals.get(n, ())]
+    refused = _first_refusal(refusals)
+    dearer = any(node in state.selected.dearer for node in region.nodes)
+    return refused or (Reason.DEARER if dearer else None)
 
 
 def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason | None:

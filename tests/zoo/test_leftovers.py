@@ -94,3 +94,11 @@ def test_fused_models_hold_no_leftovers(name: str) -> None:
     assert leftovers(rc.capture(copy.deepcopy(model), (x,))), "nothing to fuse at all"
     result = rc.fuse(model, (x,), samples=1)
     assert leftovers(result.model, result.report.kept) == []
+
+
+def test_a_fused_conv_that_stayed_apart_has_a_reason() -> None:
+    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    net = nn.Sequential(conv(4, 4, 1), norms[0], conv(), norms[1])
+    result = rc.fuse(randomise(net), (draw((2, 4, 8, 8)),))
+    assert leftovers(result.model) == ["2: conv after an unpadded one"]
+    assert leftovers(result.model, result.report.kept) == []
