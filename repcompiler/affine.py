@@ -201,57 +201,88 @@ Map = Diagonal | Window | Transposed
 
 
 @dataclass(frozen=True)
+class Block:
+    """The channels [start, start + size) of `total`."""
+
+    start: int
+    size: int
+    total: int
+
+    @property
+    def stop(self) -> int:
+        """The channel after the last."""
+        return self.start + self.size
+
+    def cut(self, outer: Block) -> Block | None:
+        """What `outer` leaves of this block, counted from there; None if nothing."""
+        start, stop = max(self.start, outer.start), min(self.stop, outer.stop)
+        if start >= stop:
+            return None
+        return Block(start - outer.start, stop - start, outer.size)
+
+
+@dataclass(frozen=True)
 class Step:
     """A layout op (or a mean over positions, or a resize) that keeps channels apart.
 
     `axes` tells, for each axis of the input that it keeps whole, which axis of the
     output that becomes. A constant passes unchanged: the weights of a mean and of a
     resize sum to one. `computes`: whether it is an op of its own and not just a view.
+    `cuts`: whether it takes a part of an axis; `pick` says which axis and part, where
+    that is the same for every input.
     """
 
     node: Node
     axes: Mapping[int, int] = field(compare=False)
     computes: bool = False
+    cuts: bool = False
+    pick: tuple[int, Block] | None = None
 
 
 @dataclass(frozen=True)
 class Term:
-    """after(map(before(source)))."""
+    """after(map(before(source))); `rows`: the channels that it makes, None for all."""
 
     source: Node
     map: Map = Diagonal()
     before: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
+    rows: Block | None = None
 
     @property
-    def key(self) -> tuple[Node, tuple[Step, ...], tuple[Step, ...]]:
+    def key(self) -> tuple[object, ...]:
         """Two terms with one key can be added into one."""
-        return (self.source, self.before, self.after)
+        return (self.source, self.before, self.after, self.rows)
 
     @property
     def is_source(self) -> bool:
         """Whether this is the source itself, with nothing to compute."""
         identity = isinstance(self.map, Diagonal) and self.map.is_identity
-        return identity and not self.before and not self.after
+        return identity and not (self.before or self.after or self.rows)
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """bias + Σ terms; `axis` is the value's channel axis, None where any will do."""
+    """bias + Σ terms; `axis` is the value's channel axis, None where any will do.
+
+    `through`: the values between, which it does without. No source is one of them, so
+    that a meaning is a function of its sources, whatever these are.
+    """
 
     terms: tuple[Term, ...]
     bias: Vector | None = None
     axis: int | None = None
     channels: int | None = None
+    through: frozenset[Node] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def sources(self) -> tuple[Node, ...]:
         """The sources, each once, in order."""
         return tuple(dict.fromkeys(term.source for term in self.terms))
 
-    def with_bias(self, bias: Vector | None) -> Meaning:
-        """The same with another bias."""
-        return replace(self, bias=bias)
+    def over(self, terms: tuple[Term, ...]) -> Meaning:
+        """The same with other terms."""
+        return replace(self, terms=terms)
 
 
 def atom(node: Node) -> Meaning:

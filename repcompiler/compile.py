@@ -198,7 +198,7 @@ def _check_regions(state: State) -> None:
     for region in state.regions:
         original = original_form(region, state.graph_module, facts)
         fused = fused_form(region, state.graph_module, facts)
-        shapes = probe_shapes(region.meaning, region.value, facts)
+        shapes = probe_shapes(region.meaning, region.value, facts, region.unread)
         error = region_error(original, fused, shapes, region.meaning.axis)
         state.exactness[region.value] = error
         good = error is not None and error <= EXACT

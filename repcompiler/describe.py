@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node, map_arg
 
 from repcompiler.affine import Axis, Diagonal, Map, Meaning, Term, Transposed, Window
 from repcompiler.facts import op_name
-from repcompiler.lift import Affine, Alias, Carry, Lifted
+from repcompiler.lift import Affine, Alias, Bundle, Carry, Lifted, Stack
 from repcompiler.state import State
 
 
@@ -87,6 +87,10 @@ def _meaning_of(own: Lifted) -> str:
         return " + ".join([*parts, *(["b"] if own.bias is not None else [])])
     if isinstance(own, Carry):
         return f"view %{own.source.name}"
+    if isinstance(own, Stack):
+        return f"[{'; '.join(f'%{part.name}' for part in own.parts)}]"
+    if isinstance(own, Bundle):
+        return f"blocks of %{own.source.name}"
     if isinstance(own, Alias):
         return f"%{own.source.name}"
     return f"kept: {own.reason.code}" if own.reason is not None else ""
@@ -118,7 +122,9 @@ def meaning_text(meaning: Meaning) -> str:
 def _term(term: Term) -> str:
     views = [f"%{step.node.name}·" for step in (*term.after[::-1],)]
     before = [f"·%{step.node.name}" for step in (*term.before[::-1],)]
-    return f"{''.join(views)}{map_text(term.map)}{''.join(before)} %{term.source.name}"
+    rows = f"[{term.rows.start}:{term.rows.stop}] = " if term.rows else ""
+    map = f"{''.join(views)}{map_text(term.map)}{''.join(before)}"
+    return f"{rows}{map} %{term.source.name}"
 
 
 def map_text(map: Map) -> str:

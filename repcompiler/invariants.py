@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from repcompiler.affine import Diagonal, Term
-from repcompiler.compose import MOST_TERMS
+from repcompiler.compose import MOST_STACKED, MOST_TERMS
 from repcompiler.facts import op_name
-from repcompiler.lift import Affine, Carry
+from repcompiler.lift import Affine, Bundle, Carry, Lifted, Stack
 from repcompiler.mutation import written
 from repcompiler.normalise import GUARDS, is_write
 from repcompiler.state import State
@@ -66,11 +66,19 @@ def _operands(state: State) -> Violations:
     """Parts of a lifted value that it does not read."""
     assert state.lifted is not None
     for node, own in state.lifted.items():
-        if isinstance(own, Affine):
-            sources = [source for source, _ in own.parts]
-        else:
-            sources = [own.source] if isinstance(own, Carry) else []
-        yield from (node for source in sources if source not in node.all_input_nodes)
+        inputs = set(node.all_input_nodes)
+        for read in node.all_input_nodes:  # a block of a split is one of its input
+            if isinstance(state.lifted.get(read), Bundle):
+                inputs.update(read.all_input_nodes)
+        yield from (node for source in _sources(own) if source not in inputs)
+
+
+def _sources(own: Lifted) -> tuple[Node, ...]:
+    if isinstance(own, Affine):
+        return tuple(source for source, _ in own.parts)
+    if isinstance(own, Stack):
+        return own.parts
+    return (own.source,) if isinstance(own, (Bundle, Carry)) else ()
 
 
 def _axes(state: State) -> Violations:
@@ -96,7 +104,8 @@ def _malformed(state: State) -> Violations:
     for node, meanings in state.composed.candidates.items():
         for meaning in meanings:
             keys = {term.key for term in meaning.terms}
-            bad = len(keys) < len(meaning.terms) or len(meaning.terms) > MOST_TERMS
+            most = MOST_STACKED if any(t.rows for t in meaning.terms) else MOST_TERMS
+            bad = len(keys) < len(meaning.terms) or len(meaning.terms) > most
             if bad or any(_view_behind_diagonal(term) for term in meaning.terms):
                 yield node
 

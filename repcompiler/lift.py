@@ -45,6 +45,22 @@ class Carry:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """The parts one after the other on `axis`, with these sizes."""
+
+    parts: tuple[Node, ...]
+    axis: int
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A tuple of blocks of one value, which are carried by the nodes that read it."""
+
+    source: Node
+
+
+@dataclass(frozen=True)
 class Alias:
     """The same value as another node."""
 
@@ -58,7 +74,7 @@ class Opaque:
     reason: Reason | None = None
 
 
-Lifted = Affine | Carry | Alias | Opaque
+Lifted = Affine | Carry | Stack | Bundle | Alias | Opaque
 
 
 @dataclass(frozen=True)

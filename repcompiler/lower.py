@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from repcompiler import kernels
+from repcompiler import blocks, kernels
 from repcompiler.affine import Diagonal, Meaning, Step, Term, Transposed, Window
 from repcompiler.cost import needs_pad
 
@@ -61,6 +61,17 @@ class Emitter:
 
     def emit(self, meaning: Meaning, name: str) -> Node:
         """The node that computes `meaning`; new modules are named after `name`."""
+        parts, whole = blocks.partition(meaning)
+        if not parts:
+            return self._sum(meaning, name)
+        values = [self._sum(part, name) for part in parts]
+        total = self._call(torch.cat, (values, meaning.axis))
+        for term in whole:
+            part = self._term(term, None, meaning, name)
+            total = self._call(torch.add, (total, part))
+        return total
+
+    def _sum(self, meaning: Meaning, name: str) -> Node:
         bias = None if meaning.bias is None else meaning.bias.value()
         bearer = _bias_bearer(meaning)
         parts: list[Node] = []
@@ -131,6 +142,9 @@ class Emitter:
         return self._track(self.graph.call_module(self.hold(name, module), (value,)))
 
     def _step(self, step: Step, value: Node) -> Node:
+        if step.pick is not None:
+            axis, block = step.pick
+            return self._call(torch.narrow, (value, axis, block.start, block.size))
         args = (value, *(self._translate(arg) for arg in step.node.args[1:]))
         kwargs = {key: self._translate(arg) for key, arg in step.node.kwargs.items()}
         return self._track(

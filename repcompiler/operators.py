@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repcompiler import compound, layout, rules
+from repcompiler import channels, compound, layout, rules
 from repcompiler.lift import Rule
 
 aten: Any = torch.ops.aten
@@ -274,4 +274,35 @@ _LAYOUT: dict[Any, Rule] = {
     aten.upsample_bilinear2d.vec: Rule(layout.resize, "input ..."),
 }
 
-RULES: dict[Any, Rule] = {**_MODULES, **_ARITHMETIC, **_FUNCTIONS, **_LAYOUT}
+_CONCAT = Rule(channels.concat, "tensors dim")
+_SPLIT = Rule(channels.split, "input ...")
+_NARROW = Rule(channels.narrow, "input dim start length")
+
+_CHANNELS: dict[Any, Rule] = {
+    torch.cat: _CONCAT,
+    torch.concat: _CONCAT,
+    torch.concatenate: _CONCAT,
+    aten.cat.default: _CONCAT,
+    torch.chunk: _SPLIT,
+    torch.split: _SPLIT,
+    torch.split_with_sizes: _SPLIT,
+    "chunk": _SPLIT,
+    "split": _SPLIT,
+    "split_with_sizes": _SPLIT,
+    aten.chunk.default: _SPLIT,
+    aten.split.Tensor: _SPLIT,
+    aten.split_with_sizes.default: _SPLIT,
+    operator.getitem: Rule(channels.getitem, "input index"),
+    torch.narrow: _NARROW,
+    "narrow": _NARROW,
+    aten.narrow.default: _NARROW,
+    aten.slice.Tensor: Rule(channels.slice_tensor, "input dim start end step"),
+}
+
+RULES: dict[Any, Rule] = {
+    **_MODULES,
+    **_ARITHMETIC,
+    **_FUNCTIONS,
+    **_LAYOUT,
+    **_CHANNELS,
+}

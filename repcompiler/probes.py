@@ -18,13 +18,13 @@ FREE = (3, 4, 5, 3, 4)
 
 
 def probe_shapes(
-    meaning: Meaning, value: Node, facts: Facts
+    meaning: Meaning, value: Node, facts: Facts, unread: tuple[Node, ...] = ()
 ) -> list[tuple[tuple[int, ...], ...]]:
-    """Shapes of the sources, several sets; empty where none can be told."""
+    """Shapes of the sources and of what is `unread`; empty where none can be told."""
     has_steps = any(term.before or term.after for term in meaning.terms)
     scatters = any(isinstance(term.map, Transposed) for term in meaning.terms)
-    if has_steps or (scatters and len(meaning.terms) > 1):
-        return _example_shapes(meaning, facts)
+    if has_steps or unread or (scatters and len(meaning.terms) > 1):
+        return _example_shapes((*meaning.sources, *unread), facts)
     spatial = max((len(_axes(term)) for term in meaning.terms), default=0)
     reach = max((a.span for t in meaning.terms for a in _axes(t)), default=1)
     strided = any(axis.stride > 1 for term in meaning.terms for axis in _axes(term))
@@ -43,10 +43,10 @@ def probe_shapes(
 
 
 def _example_shapes(
-    meaning: Meaning, facts: Facts
+    sources: tuple[Node, ...], facts: Facts
 ) -> list[tuple[tuple[int, ...], ...]]:
     shapes: list[tuple[int, ...]] = []
-    for source in meaning.sources:
+    for source in sources:
         shape = facts.shape(source)
         if shape is None or None in shape:
             return []
@@ -96,4 +96,6 @@ def _source_shape(
 def _channels(term: Term, meaning: Meaning, facts: Facts, axis: int) -> int | None:
     if not isinstance(term.map, Diagonal):
         return term.map.in_channels
+    if term.rows is not None:
+        return term.rows.size
     return term.map.channels or meaning.channels or facts.size(term.source, axis)

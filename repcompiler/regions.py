@@ -15,14 +15,15 @@ from repcompiler.affine import Meaning, Transposed, Window
 from repcompiler.facts import Facts, fetch
 from repcompiler.lift import Affine, Lifted, op_label
 from repcompiler.lower import Emitter, Target
-from repcompiler.select import between
+from repcompiler.select import between, unread
 
 
 @dataclass(frozen=True)
 class Rewrite:
     """One value that will be computed from its chosen meaning.
 
-    `nodes` is what computed it before, back to the sources, in topological order.
+    `nodes` is what computed it before, back to the sources, in topological order;
+    `unread` what they read beside, of which nothing reaches the value.
     """
 
     value: Node
@@ -30,6 +31,12 @@ class Rewrite:
     nodes: tuple[Node, ...]
     name: str
     kind: str
+    unread: tuple[Node, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """What the region reads."""
+        return (*self.meaning.sources, *self.unread)
 
 
 def rewrites(
@@ -47,7 +54,8 @@ def rewrites(
         main = [node for node in nodes if _is_conv(node, lifted)]
         name = _name(nodes, main)
         kind = _kind(meaning, nodes, main, facts)
-        found.append(Rewrite(value, meaning, nodes, name, kind))
+        idle = unread(nodes, meaning, lifted)
+        found.append(Rewrite(value, meaning, nodes, name, kind, idle))
     return tuple(found)
 
 
@@ -115,7 +123,7 @@ def original_form(rewrite: Rewrite, module: GraphModule, facts: Facts) -> GraphM
     graph = Graph()
     env: dict[Node, Any] = {
         source: graph.placeholder(f"source_{index}")
-        for index, source in enumerate(rewrite.meaning.sources)
+        for index, source in enumerate(rewrite.sources)
     }
     attributes: dict[str, Any] = {}
     memo: dict[int, Any] = {}
@@ -159,7 +167,7 @@ def fused_form(rewrite: Rewrite, module: GraphModule, facts: Facts) -> GraphModu
     graph = Graph()
     env: dict[Node, Any] = {
         source: graph.placeholder(f"source_{index}")
-        for index, source in enumerate(rewrite.meaning.sources)
+        for index, source in enumerate(rewrite.sources)
     }
     attributes: dict[str, Any] = {}
 

@@ -17,16 +17,15 @@ from math import inf, prod
 
 from torch.fx import Graph, Node
 
-from repcompiler import cost
+from repcompiler import blocks, cost
 from repcompiler.affine import Diagonal, Meaning, Step, Term, Window
 from repcompiler.compose import Composed
 from repcompiler.cost import Work
 from repcompiler.facts import Facts
-from repcompiler.lift import Affine, Carry, Lifted, Opaque
+from repcompiler.lift import Affine, Bundle, Carry, Lifted, Opaque, Stack
 
 # The nominal image, where no example input gives sizes.
 NOMINAL_NUMBERS = 224.0 * 224.0 * 3
-NOMINAL_CHANNELS = 64
 
 Plan = dict[object, float]
 
@@ -188,19 +187,42 @@ def _recomputed(selected: Selected, composed: Composed) -> set[Node]:
 
 
 def between(value: Node, meaning: Meaning, lifted: Mapping[Node, Lifted]) -> set[Node]:
-    """Nodes after the sources, up to the value; size arguments are not among them."""
+    """Nodes after the sources, up to the value; size arguments are not among them.
+
+    Where a block of a concat is all that counts, what its other parts come from is
+    among them too, back to the first node that is not affine.
+    """
     stop = set(meaning.sources)
     seen, stack = {value}, [value]
     while stack:
-        fresh = [i for i in _operands(lifted[stack.pop()]) if i not in seen | stop]
+        operands = _operands(lifted[stack.pop()], lifted)
+        fresh = [i for i in operands if i not in seen | stop and _known(i, lifted)]
         seen.update(fresh)
         stack.extend(fresh)
     return seen
 
 
-def _operands(own: Lifted) -> tuple[Node, ...]:
+def _known(node: Node, lifted: Mapping[Node, Lifted]) -> bool:
+    return not isinstance(lifted.get(node, Opaque()), Opaque)
+
+
+def unread(
+    nodes: Iterable[Node], meaning: Meaning, lifted: Mapping[Node, Lifted]
+) -> tuple[Node, ...]:
+    """What the nodes between read, and the meaning has no use for."""
+    operands = [i for node in nodes for i in _operands(lifted[node], lifted)]
+    outside = [i for i in operands if not _known(i, lifted)]
+    return tuple(i for i in dict.fromkeys(outside) if i not in meaning.sources)
+
+
+def _operands(own: Lifted, lifted: Mapping[Node, Lifted]) -> tuple[Node, ...]:
     if isinstance(own, Affine):
         return tuple(source for source, _ in own.parts)
+    if isinstance(own, Stack):
+        return own.parts
+    if isinstance(own, Carry):
+        read = own.step.node.all_input_nodes[0]
+        return (read if isinstance(lifted.get(read), Bundle) else own.source,)
     return () if isinstance(own, Opaque) else (own.source,)
 
 
@@ -224,19 +246,16 @@ def _numbers(node: Node, state: _Selection) -> float:
     return max(inputs, default=NOMINAL_NUMBERS)
 
 
-def _channels(meaning: Meaning, node: Node, state: _Selection) -> int:
-    if meaning.channels is not None:
-        return meaning.channels
-    size = None if meaning.axis is None else state.facts.size(node, meaning.axis)
-    return size or NOMINAL_CHANNELS
-
-
 def _own_cost(node: Node, state: _Selection) -> float:
     """What the op costs as it was."""
     own = state.composed.lifted[node]
     numbers = state.numbers[node]
     if isinstance(own, Carry):
         return _step_cost(own.step, state)
+    if isinstance(own, Bundle):
+        return 0.0
+    if isinstance(own, Stack):
+        return cost.elementwise_cost(numbers)
     if not isinstance(own, Affine):
         return cost.LAUNCH
     if len(own.parts) != 1:
@@ -262,34 +281,53 @@ def _meaning_ops(
     node: Node, index: int, meaning: Meaning, state: _Selection
 ) -> dict[object, float]:
     """The ops that make a value from the sources of one of its meanings."""
-    ops: dict[object, float] = {}
     numbers = state.numbers[node]
+    parts, whole = blocks.partition(meaning)
+    if not parts:
+        return _sum_ops((node, index), meaning, numbers, state)
+    ops: dict[object, float] = {(node, index, "cat"): cost.elementwise_cost(numbers)}
+    channels = meaning.channels or sum(part.channels or 0 for part in parts)
+    for place, part in enumerate(parts):
+        share = numbers * (part.channels or 0) / channels
+        ops.update(_sum_ops((node, index, place), part, share, state))
+    if whole:
+        rest = Meaning(whole, None, meaning.axis, meaning.channels)
+        ops.update(_sum_ops((node, index, "rest"), rest, numbers, state))
+        ops[node, index, "join"] = cost.add_cost(numbers)
+    return ops
+
+
+def _sum_ops(
+    label: tuple[object, ...], meaning: Meaning, numbers: float, state: _Selection
+) -> dict[object, float]:
+    ops: dict[object, float] = {}
     carried = meaning.bias is None
     for place, term in enumerate(meaning.terms):
         for step in (*term.before, *term.after):
             if step.computes:
-                ops[node, index, place, step] = _step_cost(step, state)
+                ops[label, place, step] = _step_cost(step, state)
         if isinstance(term.map, Diagonal) and term.map.is_identity:
             continue
         carried = True
-        ops[node, index, place] = _term_cost(term, meaning, node, state)
+        ops[label, place] = _term_cost(term, meaning, numbers, state)
     for extra in range(len(meaning.terms) - 1 + (not carried)):
-        ops[node, index, "add", extra] = cost.add_cost(numbers)
+        ops[label, "add", extra] = cost.add_cost(numbers)
     return ops
 
 
-def _term_cost(term: Term, meaning: Meaning, node: Node, state: _Selection) -> float:
-    channels = _channels(meaning, node, state)
+def _term_cost(
+    term: Term, meaning: Meaning, numbers: float, state: _Selection
+) -> float:
     map = term.map
     computing = [step for step in term.after if step.computes]
     if isinstance(map, Diagonal):
-        return cost.elementwise_cost(state.numbers[node])
+        return cost.elementwise_cost(numbers)
     if isinstance(map, Window) and not map.fixed:
         return inf  # nothing proves the number of channels: a conv would fix it
-    size = state.numbers[node] / map.out_channels
+    size = numbers / map.out_channels
     if computing:  # the map runs before a mean or a resize, at its input's size
         inner = computing[0].node.all_input_nodes[0]
-        size = state.numbers.get(inner, state.numbers[node]) / map.out_channels
+        size = state.numbers.get(inner, numbers) / map.out_channels
     source = term.before[-1].node if term.before else term.source
     inputs = state.numbers.get(source, NOMINAL_NUMBERS) / map.in_channels
-    return cost.map_cost(map, Work(size, inputs), channels)
+    return cost.map_cost(map, Work(size, inputs), meaning.channels or map.channels)

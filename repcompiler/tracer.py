@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from types import FrameType
 from typing import Any, cast
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 
 from repcompiler.errors import CaptureError
 from repcompiler.lift import is_hooked
+from repcompiler.partial import op_name
 
 
 def _asserts(frame: FrameType) -> bool:
@@ -102,10 +103,31 @@ class _Tracer(fx.Tracer):
         floating = self.proxy_buffers and tensor.is_floating_point()
         return isinstance(tensor, nn.Parameter) or floating
 
+    def iter(self, obj: fx.Proxy) -> Iterator[fx.Proxy]:
+        """The blocks of a split whose number its arguments tell."""
+        count = _number_of_blocks(obj.node)
+        if count is None:
+            return super().iter(obj)
+        blocks = cast(Any, obj)
+        return (blocks[index] for index in range(count))
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if parametrize.is_parametrized(m):
             return False
         return is_hooked(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _number_of_blocks(node: fx.Node) -> int | None:
+    if op_name(node) not in ("chunk", "split", "split_with_sizes"):
+        return None
+    named = ("split_size_or_sections", "split_size", "split_sizes", "chunks")
+    given = [node.args[1]] if len(node.args) > 1 else []
+    given += [node.kwargs[name] for name in named if name in node.kwargs]
+    if not given or isinstance(given[0], fx.Node):
+        return None
+    if isinstance(given[0], (list, tuple)):
+        return len(given[0])
+    return int(cast(int, given[0])) if op_name(node) == "chunk" else None
 
 
 class _Found:

@@ -50,6 +50,8 @@ class Call(nn.Module):
         """The call; traces to one node and its attributes."""
 
         def value(arg: Any) -> Any:
+            if isinstance(arg, list):
+                return [value(item) for item in arg]
             if not isinstance(arg, Name):
                 return arg
             return x if arg == X else getattr(self, arg)
@@ -66,11 +68,25 @@ class Piece:
     """How one target is drawn: for values of which ranks, and what module calls it.
 
     `writes`: it writes into its input, so that a graph may hold it only by hand.
+    `splits`: it gives a tuple, of which a graph reads one block.
     """
 
     ranks: tuple[int, ...]
     make: Maker
     writes: bool = False
+    splits: bool = False
+
+
+class BlockOf(nn.Module):
+    """One block of what a call splits its input into."""
+
+    def __init__(self, call: nn.Module, index: int) -> None:
+        super().__init__()
+        self.call, self.index = call, index
+
+    def forward(self, x: Any) -> Any:
+        """The block."""
+        return self.call(x)[self.index]
 
 
 def few(draw: Draw, *options: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from helpers import randomise
 from hypothesis import strategies as st
-from pieces import Call, Draw, X, few, make_conv
+from pieces import BlockOf, Call, Draw, X, few, make_conv
 from strategies import PIECES
 from torch import Tensor, nn
 
@@ -39,6 +39,18 @@ class Sum(nn.Module):
         if self.spelling == "sub":
             return torch.sub(a, b, alpha=2)
         return a.add(b) if self.spelling == "method" else torch.add(a, b, alpha=-0.5)
+
+
+class Concat(nn.Module):
+    """Two values one after the other."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, a: Any, b: Any) -> Any:
+        """[a, b]"""
+        return torch.cat([a, b], self.axis)
 
 
 class Tokens(nn.Module):
@@ -79,23 +91,6 @@ class Program(nn.Module):
             values.append(self.parts[part](*(values[i] for i in operands)))
         found = tuple(values[i] for i in self.outputs)
         return found if len(found) > 1 else found[0]
-
-
-def stretched(program: Program, x: Tensor) -> bool:
-    """Whether a constant broadcasts a value of this input along an axis of size one.
-
-    A fused conv asks for its channels, where the original made them out of one.
-    """
-    every, program.outputs = program.outputs, tuple(range(len(program.steps) + 1))
-    with torch.no_grad():
-        values = program(x)
-    program.outputs = every
-    return any(
-        values[index + 1].numel() > values[operands[0]].numel()
-        for index, (part, operands) in enumerate(program.steps)
-        if isinstance(program.parts[part], Call)
-        and {"other", "scale"} & set(program.parts[part].state_dict())
-    )
 
 
 class Writer:
@@ -147,7 +142,8 @@ def piece_for(writer: Writer, value: int) -> nn.Module | None:
     if not keys or min(shape[1:]) < 1:
         return None
     piece = list(PIECES.values())[writer.draw(st.sampled_from(keys))]
-    return writer.module(piece.make(writer.draw, shape))
+    made = writer.module(piece.make(writer.draw, shape))
+    return BlockOf(made, writer.draw(st.integers(0, 1))) if piece.splits else made
 
 
 def add_piece(writer: Writer) -> None:
@@ -165,6 +161,14 @@ def add_sum(writer: Writer) -> None:
     spelling = few(writer.draw, *Sum.SPELLINGS)
     pair = (a, few(writer.draw, *same))
     writer.add(Sum(spelling), *few(writer.draw, pair, pair[::-1]))
+
+
+def add_concat(writer: Writer) -> None:
+    """Two values that differ on one axis at most, with a norm behind them perhaps."""
+    axis = few(writer.draw, 1, 1, -1)
+    pair = writer.last, writer.some()
+    if writer.add(Concat(axis), *pair) and writer.draw(st.booleans()):
+        writer.add(writer.module(norm_for(writer.values[writer.last])), writer.last)
 
 
 def add_branches(writer: Writer) -> None:
@@ -225,7 +229,7 @@ def add_shared(writer: Writer) -> None:
         return
     part = writer.draw(st.integers(0, len(writer.program.parts) - 1))
     module = writer.program.parts[part]
-    if not isinstance(module, (Sum, nn.ReLU)):
+    if not isinstance(module, (Sum, Concat, nn.ReLU)):
         writer.add(module, writer.some(), part=part)
 
 
@@ -245,6 +249,7 @@ STEPS = (
     *(add_piece,) * 5,
     *(add_branches,) * 3,
     *(add_sum,) * 2,
+    add_concat,
     add_nonlinear,
     add_shared,
     add_tokens,

@@ -49,6 +49,20 @@ from pieces import (
     make_transposed,
     make_transposed_call,
 )
+from splits import (
+    CHUNKS,
+    CONCATS,
+    NARROWS,
+    SIZED,
+    SPLITS,
+    make_chunk,
+    make_concat,
+    make_getitem,
+    make_narrow,
+    make_slice,
+    make_split,
+    make_split_with_sizes,
+)
 from torch import nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 from vectors import (
@@ -269,4 +283,15 @@ PIECES: dict[Any, Piece] = {
     aten.upsample_bilinear2d.vec: Piece(
         (4,), call(aten.upsample_bilinear2d.vec, [7, 5], False, None)
     ),
+    # blocks of an axis
+    **{target: Piece(ANY, make_concat(target)) for target in CONCATS},
+    **{target: Piece(ANY, make_chunk(target), splits=True) for target in CHUNKS},
+    **{target: Piece(ANY, make_split(target), splits=True) for target in SPLITS},
+    **{
+        target: Piece(ANY, make_split_with_sizes(target), splits=True)
+        for target in SIZED
+    },
+    **{target: Piece(ANY, make_narrow(target)) for target in NARROWS},
+    aten.slice.Tensor: Piece(ANY, make_slice),
+    operator.getitem: Piece(ANY, make_getitem(operator.getitem)),
 }

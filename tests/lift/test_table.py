@@ -24,7 +24,16 @@ from torch import Tensor, fx, nn
 from repcompiler import RULES
 from repcompiler.affine import Diagonal
 from repcompiler.facts import Facts, gather
-from repcompiler.lift import Affine, Alias, Carry, Opaque, find_rule, lift
+from repcompiler.lift import (
+    Affine,
+    Alias,
+    Bundle,
+    Carry,
+    Opaque,
+    Stack,
+    find_rule,
+    lift,
+)
 from repcompiler.reasons import Reason
 
 WIDE = (1.0, 1e3, 1e-3)
@@ -55,6 +64,8 @@ def graph_of(piece: nn.Module) -> tuple[fx.GraphModule, fx.Node]:
     held.update(piece.named_buffers())
 
     def value(arg: Any) -> Any:
+        if isinstance(arg, list):
+            return [value(item) for item in arg]
         if not isinstance(arg, Name):
             return arg
         return x if arg == X else graph.get_attr(arg)
@@ -114,14 +125,22 @@ def test_the_rule_says_what_the_operator_computes(target):
         seen.append(type(own).__name__)
         if isinstance(own, Opaque):
             return
+        if isinstance(own, Bundle):
+            assert_splits(run(module, x), x)
+            return
         assert_affine(lambda v: run(module, v), x)
         if isinstance(own, Affine):
             for other in (x, *other_sizes(x)):
                 assert_is_map(own, module, other)
         elif isinstance(own, Alias):
             assert torch.equal(run(module, x), x)
+        elif isinstance(own, Stack):
+            whole = torch.cat([x] * len(own.parts), own.axis)
+            assert torch.equal(run(module, x), whole)
+            assert own.sizes == (x.shape[own.axis],) * len(own.parts)
         elif isinstance(own, Carry):
             assert_carries(own.step.axes, module, x)
+            assert_picks(own.step.pick, module, x)
 
     check()
     assert set(seen) - {"Opaque"}, "the rule never applies"
@@ -173,6 +192,24 @@ def assert_carries(axes: Any, module: nn.Module, x: Tensor) -> None:
         assert plain.shape[after] == x.shape[before]
         assert torch.allclose(run(module, x * inner), plain * outer, rtol=0, atol=1e-12)
         assert torch.allclose(run(module, x + inner), plain + outer, rtol=0, atol=1e-12)
+
+
+def assert_picks(pick: Any, module: nn.Module, x: Tensor) -> None:
+    """The block of channels that a step says it takes."""
+    if pick is not None:
+        axis, block = pick
+        assert x.shape[axis] == block.total
+        assert torch.equal(run(module, x), x.narrow(axis, block.start, block.size))
+
+
+def assert_splits(blocks: Any, x: Tensor) -> None:
+    """The blocks make up the value again, on one axis."""
+    fits = [
+        axis
+        for axis in range(x.dim())
+        if sum(block.shape[axis] for block in blocks) == x.shape[axis]
+    ]
+    assert any(torch.equal(torch.cat(list(blocks), axis), x) for axis in fits)
 
 
 # ---- what a rule has to leave alone --------------------------------------------------
