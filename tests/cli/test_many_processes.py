@@ -1,4 +1,4 @@
-"""`torchrun … -m fastvit_cli train`: one writer, and a process that dies ends the job."""
+"""`torchrun … -m fastvit_cli train`: one writer; a process that dies ends the job."""
 
 from __future__ import annotations
 
