@@ -33,6 +33,7 @@ class OnnxGraph:
 
     Attributes:
         run: from tensors to the list of output tensors, on the device of the first.
+        declared: the sizes of each input, None where an axis is free.
     """
 
     run: Callable[..., list[Tensor]]
@@ -40,6 +41,7 @@ class OnnxGraph:
     recorded: Card | None
     inputs: tuple[Tensor, ...]
     dynamic_batch: bool
+    declared: tuple[tuple[int | None, ...], ...]
     notes: tuple[str, ...] = ()
 
 
@@ -76,6 +78,10 @@ def load(text: str, options: ModelOptions) -> OnnxGraph:
         recorded=recorded,
         inputs=tuple(value.to(options.device) for value in inputs),
         dynamic_batch=all(not _fixed(shape[:1]) for shape in shapes),
+        declared=tuple(
+            tuple(side if _fixed([side]) else None for side in shape)
+            for shape in shapes
+        ),
         notes=(note,) if assumed else (),
     )
 

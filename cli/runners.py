@@ -17,6 +17,7 @@ from fastvit_cli.card import Card
 from fastvit_cli.errors import BadInput, summary
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
@@ -30,8 +31,11 @@ class Runner:
         form: `module`, `program` (torch.export) or `onnx`.
         card: name, input size, preprocessing, class names and train or fused form.
         recorded: the card inside a file of this project; None for everything else.
+        declared: for each input its sizes, None where an axis is free; None for a
+            module, which does not say.
         inputs: example inputs, of batch 1 where the batch is free.
         model: the module or program itself; None for ONNX.
+        file: where an ONNX graph was read from.
         call: runs it and gives what it returns; use the runner itself instead.
     """
 
@@ -45,6 +49,8 @@ class Runner:
     dynamic_batch: bool
     model: nn.Module | ExportedProgram | None
     call: Callable[..., Any]
+    declared: tuple[tuple[int | None, ...], ...] | None = None
+    file: str = ""
     notes: tuple[str, ...] = ()
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -65,27 +71,37 @@ class Runner:
         leaves = pytree.tree_leaves(self(*inputs))
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    def in_float64(self) -> Runner | None:
-        """The same model in float64; None where that cannot be run.
+    def takes(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the sizes are among those that a program or graph was written for."""
+        if self.declared is None:
+            return True
+        return all(
+            len(sizes) == value.dim()
+            and all(own in (None, size) for own, size in zip(sizes, value.shape))
+            for sizes, value in zip(self.declared, inputs)
+        )
+
+    def in_dtype(self, dtype: torch.dtype) -> Runner | None:
+        """A copy that computes in another dtype; None where that cannot be run.
 
         onnxruntime has no convolution in float64, and a model may fix its own dtype.
         """
         if self.model is None:
             return None
         try:
-            module = copy.deepcopy(_callable(self.model)).double()
-        except Exception:  # any custom tensor may refuse; then there is none
+            module = copy.deepcopy(as_module(self.model)).to(dtype)
+            inputs = cast(self.inputs, dtype)
+            other = replace(
+                self,
+                inputs=inputs,
+                dtype=str(dtype).removeprefix("torch."),
+                model=module,
+                call=module,
+            )
+            other(*inputs)
+        except Exception:  # code of somebody else runs here, and may refuse
             return None
-        inputs = tuple(
-            value.double() if value.is_floating_point() else value
-            for value in self.inputs
-        )
-        wide = replace(self, inputs=inputs, dtype="float64", model=module, call=module)
-        try:
-            wide(*inputs)
-        except Exception:  # code of somebody else runs here
-            return None
-        return wide
+        return other
 
 
 def load(text: str, options: ModelOptions) -> Runner:
@@ -115,15 +131,31 @@ def of(loaded: sources.Loaded, name: str | None = None) -> Runner:
         device=loaded.device,
         dynamic_batch=loaded.dynamic_batch,
         model=loaded.model,
-        call=_callable(loaded.model),
+        call=as_module(loaded.model),
+        declared=None if is_module else _declared(loaded.model),
         notes=loaded.notes,
     )
 
 
-def _callable(model: Any) -> nn.Module:
+def as_module(model: Any) -> nn.Module:
+    """The module itself, or the one that an exported program runs as."""
     import torch
 
     return model if isinstance(model, torch.nn.Module) else model.module()
+
+
+def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The inputs with those in floating point in another dtype."""
+    return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
+
+
+def _declared(program: ExportedProgram) -> tuple[tuple[int | None, ...], ...]:
+    names = set(program.graph_signature.user_inputs)
+    values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    return tuple(
+        tuple(size if isinstance(size, int) else None for size in value.shape)
+        for value in values
+    )
 
 
 def _onnx(text: str, options: ModelOptions) -> Runner:
@@ -145,6 +177,8 @@ def _onnx(text: str, options: ModelOptions) -> Runner:
         dynamic_batch=graph.dynamic_batch,
         model=None,
         call=call,
+        declared=graph.declared,
+        file=text,
         notes=graph.notes,
     )
     try:

@@ -194,7 +194,7 @@ def _compare_batch(
     ):
         note = "the reference is not finite"
         return replace(state, ok=False, verdict="not comparable", note=note)
-    ratios = [_error_ratio(o, c, t) for o, c, t in zip(own, found, truth)]
+    ratios = [error_ratio(o, c, t) for o, c, t in zip(own, found, truth)]
     exact_so_far = state.exactness
     if models.candidate64 is not None and exact is not None:
         wide = _try_run(models.candidate64, double)
@@ -216,19 +216,28 @@ def _compare_batch(
     )
 
 
-def _error_ratio(original: Tensor, candidate: Tensor, truth: Tensor) -> float:
-    """‖candidate - truth‖ / max(‖original - truth‖, eps·‖truth‖)."""
+def error_ratio(
+    original: Tensor, candidate: Tensor, truth: Tensor, order: float = 2.0
+) -> float:
+    """‖candidate - truth‖ / max(‖original - truth‖, eps·‖truth‖), in the norm `order`.
+
+    The 2-norm sees what is spread out; the largest element, order inf, what is in one
+    place. Whole numbers are equal (0) or not (inf).
+    """
     if not truth.is_floating_point():
         return 0.0 if torch.equal(candidate, truth) else float("inf")
     wide = truth.double()
-    error = float((candidate.double() - wide).norm())
-    rounding = float((original.double() - wide).norm())
-    floor = torch.finfo(candidate.dtype).eps * float(wide.norm())
+    error = _norm(candidate.double() - wide, order)
     if error == 0.0:
         return 0.0
-    allowed = max(rounding, floor)
+    rounding = _norm(original.double() - wide, order)
+    allowed = max(rounding, torch.finfo(candidate.dtype).eps * _norm(wide, order))
     ratio = error / allowed if allowed > 0 else float("inf")
     return ratio if ratio == ratio else float("inf")
+
+
+def _norm(value: Tensor, order: float) -> float:
+    return float(torch.linalg.vector_norm(value, order)) if value.numel() else 0.0
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

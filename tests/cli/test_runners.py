@@ -44,10 +44,18 @@ def test_the_card_of_a_file_is_kept_as_it_was_written(written):
         assert runner.dynamic_batch
 
 
+def test_sizes_that_a_file_was_written_for_are_known(written):
+    for path in FILES:
+        runner = runners.load(path, ModelOptions())
+        free = path == "n.safetensors"
+        assert runner.takes((torch.zeros(2, 3, 16, 16),))
+        assert runner.takes((torch.zeros(2, 3, 16, 17),)) == free
+
+
 def test_float64_can_be_run_where_torch_runs_it(written):
     for path in (written, *FILES):
         runner = runners.load(path, ModelOptions())
-        wide = runner.in_float64()
+        wide = runner.in_dtype(torch.float64)
         assert (wide is None) == (runner.form == "onnx"), path
         if wide is not None:
             assert wide(*wide.inputs).dtype == torch.float64

@@ -1,0 +1,133 @@
+"""What a candidate should be, where it comes from the reference: op by op.
+
+The reference is fused again and its constants recomposed in float64; the candidate is
+read as a list of steps and laid beside it. That sees what no output would show.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import onnxsteps
+from fastvit_cli.exporters import rebatch
+from fastvit_cli.runners import Runner
+
+if TYPE_CHECKING:
+    from repcompiler.differences import Alignment, Difference
+    from repcompiler.provenance import Twin
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The candidate beside the form of the reference that it is nearest to.
+
+    Attributes:
+        form: `fused` or `train`.
+        related: whether it has that form, so that the differences decide.
+        steps, tensors: how many were compared.
+        differences: what is not as it should be, in the order of the graph.
+        regions: names of what was fused, in the fused form.
+        kept: affine ops that stayed, with the reason.
+    """
+
+    form: str
+    related: bool
+    steps: int
+    tensors: int
+    differences: tuple[dict[str, Any], ...]
+    regions: tuple[str, ...]
+    kept: tuple[dict[str, Any], ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether every step and every number is as it should be."""
+        return self.related and not self.differences
+
+
+def trace(reference: Runner, candidate: Runner) -> Origin | None:
+    """The candidate beside its twin; None where none can be made.
+
+    Needs a reference that torch can read, and one dtype.
+    """
+    if reference.model is None or reference.dtype != candidate.dtype:
+        return None
+    best: tuple[Twin, Alignment, tuple[Difference, ...]] | None = None
+    for twin in _twins(reference, candidate):
+        try:
+            found = _beside(twin, reference, candidate)
+        except Exception:  # a model of either side that torch cannot export
+            continue
+        if best is None or found[0].shared > best[1].shared:
+            best = (twin, *found)
+        if found[0].shared == 1.0 and found[0].related:
+            break
+    return None if best is None else _origin(*best)
+
+
+def _twins(reference: Runner, candidate: Runner) -> Any:
+    import repcompiler as rc
+    from repcompiler.provenance import plain_twin, twins
+
+    recorded = candidate.recorded
+    yield_fused = recorded is None or recorded.form == "fused"
+    if not yield_fused:
+        yield plain_twin(reference.model)
+    try:
+        door = recorded.capture if recorded else "auto"
+        yield from twins(reference.model, reference.inputs, capture=door)
+    except rc.RepCompilerError:
+        yield plain_twin(reference.model)
+
+
+def _beside(
+    twin: Twin, reference: Runner, candidate: Runner
+) -> tuple[Alignment, tuple[Difference, ...]]:
+    from repcompiler.differences import align
+    from repcompiler.segments import confirmed
+    from repcompiler.steps import as_program, program_steps
+
+    if candidate.form == "onnx":
+        graph = onnxsteps.twin_graph(twin.model, reference.inputs, candidate.declared)
+        theirs = onnxsteps.onnx_steps(onnxsteps.read(candidate.file))
+        found = align(onnxsteps.onnx_steps(graph), theirs, twin.exact)
+        ours = candidate.recorded is not None
+        sure = [d for d in found.differences if ours or d.kind == "numbers"]
+        return found, tuple(sure)
+    free = [
+        [axis for axis, size in enumerate(sizes) if size is None]
+        for sizes in candidate.declared or ()
+    ]
+    batch = 2 if free and 0 in free[0] else None
+    inputs = rebatch(reference.inputs, batch) if batch else reference.inputs
+    mine = as_program(twin.model, inputs, free)
+    other = as_program(candidate.model, inputs)
+    found = align(program_steps(mine), program_steps(other), twin.exact)
+    return found, confirmed(found, mine, other, inputs)
+
+
+def _origin(
+    twin: Twin, alignment: Alignment, differences: tuple[Difference, ...]
+) -> Origin:
+    rows: list[dict[str, Any]] = []
+    for difference in differences:
+        region = twin.region_of(difference.place)
+        name = region.name if region else _module(difference.place, twin)
+        kind = region.kind if region else "op that stayed"
+        rows.append({"region": name, "region_kind": kind, **asdict(difference)})
+    return Origin(
+        form=twin.form,
+        related=alignment.related,
+        steps=len(alignment.pairs),
+        tensors=alignment.tensors,
+        differences=tuple(rows),
+        regions=tuple(region.name for region in twin.regions),
+        kept=tuple(dict(vars(kept)) for kept in twin.kept),
+    )
+
+
+def _module(place: str, twin: Twin) -> str:
+    """The module that a constant's name, or a place, belongs to."""
+    if place in twin.exact:
+        return place.rpartition(".")[0] or place
+    return place or "(root)"
