@@ -192,12 +192,13 @@ def _run(job: Job, screen: Screen) -> None:
 
 
 def _outcome(job: Job, screen: Screen, stage: Stage) -> tuple[Outcome, list[Case]]:
-    from fastvit_cli import checking
+    from fastvit_cli import checking, comparing
 
     stage(f"load {job.reference}")
     reference = _load(job.reference, job.options)
     stage(f"load {job.candidate}")
     candidate = _load(job.candidate, _for_candidate(job.options, reference))
+    candidate = comparing.in_terms_of(reference, candidate)
     certificate = None
     if job.certificate:
         from fastvit_cli import certificates

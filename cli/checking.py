@@ -85,7 +85,7 @@ class Outcome:
             "top5_agreement": self.share("top5"),
             "samples": sum(f.rows for f in self.findings if f.verdict == "equal"),
             "cases": [asdict(finding) for finding in self.findings],
-            "origin": None if self.origin is None else asdict(self.origin),
+            "origin": None if self.origin is None else self.origin.to_dict(),
             "first_difference": self.first,
             "visible": self.visible,
             "certificate": self.certificate and self.certificate.to_dict(),
@@ -120,7 +120,9 @@ def decide(
     seconds["origin"] = time.perf_counter() - start
     start = time.perf_counter()
     first, visible = None, None
-    failing = next((c for c, f in zip(cases, findings) if f.verdict == "different"), None)
+    failing = next(
+        (c for c, f in zip(cases, findings) if f.verdict == "different"), None
+    )
     if origin is not None and origin.related and origin.differences:
         first = origin.differences[0]
     elif failing is not None:

@@ -90,18 +90,37 @@ def pair(reference: Runner, candidate: Runner) -> Pair:
     return Pair(reference, candidate, wide, own, turned=wide is not None)
 
 
+def in_terms_of(reference: Runner, candidate: Runner) -> Runner:
+    """The candidate with the reference's dtype, where it takes that and gives it back.
+
+    A model's dtype is that of its first weight, which may be the odd one out.
+    """
+    import torch
+
+    if candidate.dtype == reference.dtype or candidate.model is None:
+        return candidate
+    inputs = cast(candidate.inputs, getattr(torch, reference.dtype))
+    told = replace(candidate, dtype=reference.dtype, inputs=inputs)
+    case = Case("example", inputs)
+    own, found = outputs_of(reference, case), outputs_of(told, case)
+    if isinstance(own, str) or isinstance(found, str) or _misfit(own, found):
+        return candidate
+    return told
+
+
 def compare(models: Pair, case: Case, limit: float) -> Finding:
     """Run both on one case and judge."""
     shape = tuple(case.inputs[0].shape)
     base = Finding(case.name, shape, "equal")
-    own = _try(models.own, case)
+    for role, model in (("reference", models.own), ("candidate", models.candidate)):
+        if not model.takes(case.inputs):
+            note = f"the {role} was written for other sizes"
+            return replace(base, verdict="skipped", note=note)
+    own = outputs_of(models.own, case)
     if isinstance(own, str):
         verdict = "not comparable" if case.strict else "skipped"
         return replace(base, verdict=verdict, note=f"the reference does not run: {own}")
-    if not models.candidate.takes(case.inputs):
-        note = "the candidate was written for other sizes"
-        return replace(base, verdict="skipped", note=note)
-    found = _try(models.candidate, case)
+    found = outputs_of(models.candidate, case)
     if isinstance(found, str):
         note = f"the candidate does not run: {found}"
         return replace(base, verdict="different", note=note)
@@ -110,7 +129,7 @@ def compare(models: Pair, case: Case, limit: float) -> Finding:
         return replace(base, verdict="different", note=problem)
     truth = own
     if models.yardstick is not None:
-        wide = _try(models.yardstick, case)
+        wide = outputs_of(models.yardstick, case)
         truth = own if isinstance(wide, str) else wide
     measured, judged = (found, own) if models.turned else (own, found)
     finding = _judge(base, measured, judged, truth, limit)
@@ -120,7 +139,8 @@ def compare(models: Pair, case: Case, limit: float) -> Finding:
     return _with_agreement(finding, own, found)
 
 
-def _try(model: Runner, case: Case) -> list[Tensor] | str:
+def outputs_of(model: Runner, case: Case) -> list[Tensor] | str:
+    """The tensors that a model gives for a case, or why it gives none."""
     import torch
 
     inputs = cast(case.inputs, getattr(torch, model.dtype))
@@ -244,7 +264,7 @@ def _with_moved_inputs(
     generator = torch.Generator().manual_seed(0)
     best = finding
     for _ in range(DRAWS):
-        moved = _try(models.own, _moved(case, dtype, generator))
+        moved = outputs_of(models.own, _moved(case, dtype, generator))
         if isinstance(moved, str) or _misfit(own, moved):
             return finding
         again = _judge(

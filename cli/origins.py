@@ -14,8 +14,13 @@ from fastvit_cli.exporters import rebatch
 from fastvit_cli.runners import Runner
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from repcompiler.differences import Alignment, Difference
     from repcompiler.provenance import Twin
+    from repcompiler.steps import Step
+
+Beside = tuple["Alignment", "tuple[Difference, ...]", "list[Step]"]
 
 
 @dataclass(frozen=True)
@@ -25,19 +30,27 @@ class Origin:
     Attributes:
         form: `fused` or `train`.
         related: whether it has that form, so that the differences decide.
+        shared: how large a part of its ops are the candidate's, in order.
         steps, tensors: how many were compared.
         differences: what is not as it should be, in the order of the graph.
         regions: names of what was fused, in the fused form.
         kept: affine ops that stayed, with the reason.
+        numbers: name of the constant that differs first, as it should be, as it is.
     """
 
     form: str
     related: bool
+    shared: float
     steps: int
     tensors: int
     differences: tuple[dict[str, Any], ...]
     regions: tuple[str, ...]
     kept: tuple[dict[str, Any], ...]
+    numbers: tuple[str, Tensor, Tensor] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, without tensors."""
+        return {key: value for key, value in vars(self).items() if key != "numbers"}
 
     @property
     def equal(self) -> bool:
@@ -52,17 +65,17 @@ def trace(reference: Runner, candidate: Runner) -> Origin | None:
     """
     if reference.model is None or reference.dtype != candidate.dtype:
         return None
-    best: tuple[Twin, Alignment, tuple[Difference, ...]] | None = None
+    best: tuple[Twin, Beside] | None = None
     for twin in _twins(reference, candidate):
         try:
             found = _beside(twin, reference, candidate)
         except Exception:  # a model of either side that torch cannot export
             continue
-        if best is None or found[0].shared > best[1].shared:
-            best = (twin, *found)
+        if best is None or found[0].shared > best[1][0].shared:
+            best = (twin, found)
         if found[0].shared == 1.0 and found[0].related:
             break
-    return None if best is None else _origin(*best)
+    return None if best is None else _origin(best[0], *best[1])
 
 
 def _twins(reference: Runner, candidate: Runner) -> Any:
@@ -80,9 +93,7 @@ def _twins(reference: Runner, candidate: Runner) -> Any:
         yield plain_twin(reference.model)
 
 
-def _beside(
-    twin: Twin, reference: Runner, candidate: Runner
-) -> tuple[Alignment, tuple[Difference, ...]]:
+def _beside(twin: Twin, reference: Runner, candidate: Runner) -> Beside:
     from repcompiler.differences import align
     from repcompiler.segments import confirmed
     from repcompiler.steps import as_program, program_steps
@@ -93,7 +104,7 @@ def _beside(
         found = align(onnxsteps.onnx_steps(graph), theirs, twin.exact)
         ours = candidate.recorded is not None
         sure = [d for d in found.differences if ours or d.kind == "numbers"]
-        return found, tuple(sure)
+        return found, tuple(sure), theirs
     free = [
         [axis for axis, size in enumerate(sizes) if size is None]
         for sizes in candidate.declared or ()
@@ -102,12 +113,16 @@ def _beside(
     inputs = rebatch(reference.inputs, batch) if batch else reference.inputs
     mine = as_program(twin.model, inputs, free)
     other = as_program(candidate.model, inputs)
-    found = align(program_steps(mine), program_steps(other), twin.exact)
-    return found, confirmed(found, mine, other, inputs)
+    theirs = program_steps(other)
+    found = align(program_steps(mine), theirs, twin.exact)
+    return found, confirmed(found, mine, other, inputs), theirs
 
 
 def _origin(
-    twin: Twin, alignment: Alignment, differences: tuple[Difference, ...]
+    twin: Twin,
+    alignment: Alignment,
+    differences: tuple[Difference, ...],
+    theirs: list[Step],
 ) -> Origin:
     rows: list[dict[str, Any]] = []
     for difference in differences:
@@ -118,12 +133,31 @@ def _origin(
     return Origin(
         form=twin.form,
         related=alignment.related,
+        shared=alignment.shared,
         steps=len(alignment.pairs),
         tensors=alignment.tensors,
         differences=tuple(rows),
         regions=tuple(region.name for region in twin.regions),
         kept=tuple(dict(vars(kept)) for kept in twin.kept),
+        numbers=_numbers(twin, alignment, differences, theirs),
     )
+
+
+def _numbers(
+    twin: Twin,
+    alignment: Alignment,
+    differences: tuple[Difference, ...],
+    theirs: list[Step],
+) -> tuple[str, Tensor, Tensor] | None:
+    for difference in differences:
+        if difference.kind != "numbers" or difference.place not in twin.exact:
+            continue
+        step = theirs[alignment.pairs[difference.step]]
+        wanted = twin.exact[difference.place]
+        found = [t for t in step.tensors.values() if t.shape == wanted.shape]
+        if found:
+            return difference.place, wanted, found[0].detach()
+    return None
 
 
 def _module(place: str, twin: Twin) -> str:

@@ -59,7 +59,7 @@ def _regions(out: Console, regions: Sequence[Any], verbose: bool) -> None:
 
 def by_name(regions: Sequence[Any]) -> Table:
     """One line for each region, stage by stage."""
-    table = _table("Region", "Kind", "Nodes", "Exactness", title=_title(regions))
+    table = new_table("Region", "Kind", "Nodes", "Exactness", title=_title(regions))
     stages = group(regions)
     for stage, members in stages.items():
         for region in members:
@@ -71,7 +71,7 @@ def by_name(regions: Sequence[Any]) -> Table:
 
 def by_kind(regions: Sequence[Any]) -> Table:
     """One line for each stage and kind, with counts and the worst exactness."""
-    table = _table(
+    table = new_table(
         "Stage", "Kind", "Regions", "Nodes", "Exactness", title=_title(regions)
     )
     for stage, members in group(regions).items():
@@ -102,7 +102,7 @@ def group(regions: Sequence[Any]) -> dict[str, list[Any]]:
 def _kept(out: Console, kept: Sequence[Any], verbose: bool) -> None:
     if not kept:
         return
-    table = _table("Kept", "Why", "Where", title=f"{len(kept)} affine ops stay")
+    table = new_table("Kept", "Why", "Where", title=f"{len(kept)} affine ops stay")
     reasons: dict[str, list[Any]] = {}
     for row in kept:
         reasons.setdefault(row.reason, []).append(row)
@@ -119,7 +119,7 @@ def _kept(out: Console, kept: Sequence[Any], verbose: bool) -> None:
 
 def totals(report: Any) -> Table:
     """Ops, parameters and MACs before and after."""
-    table = _table("", "Before", "After", "Change")
+    table = new_table("", "Before", "After", "Change")
     for name, change in (
         ("ops", report.ops),
         ("parameters", report.params),
@@ -170,11 +170,13 @@ def relative(before: int | None, after: int | None) -> str:
     return f"{(after - before) / before:+.1%}"
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """An empty table in the house style; columns of figures are known by name."""
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left"
     )
     numbers = {"Nodes", "Exactness", "Regions", "Before", "After", "Change"}
+    numbers |= {"Error ratio", "Max difference", "Channel", "Bound", "Measured", "Ops"}
     for name in columns:
         if name in numbers:
             table.add_column(name, justify="right", no_wrap=True)

@@ -18,8 +18,9 @@ from repcompiler.steps import Step
 
 # Two float64 compositions of one kernel differ by less than this part of its channel.
 EXACT = 1e-12
-# Below this share of common steps two graphs are not of one origin.
+# Two graphs are of one origin if they share this part of their steps, or lack few.
 SHARED = 0.6
+FEW = 6
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class Alignment:
     """Two lists of steps side by side.
 
     `pairs` leads from the twin's steps to the candidate's; `shared` is how large a part
-    of the longer list they are.
+    of the longer list they are, `apart` how many steps either list has to itself.
     """
 
     pairs: Mapping[int, int]
     shared: float
+    apart: int
     tensors: int
     differences: tuple[Difference, ...]
 
@@ -64,7 +66,8 @@ class Alignment:
         to the next changes many of them. A fault changes few.
         """
         changed = {d.place for d in self.differences if d.kind == "numbers"}
-        return self.shared >= SHARED and 2 * len(changed) <= self.tensors
+        near = self.shared >= SHARED or self.apart <= FEW
+        return near and len(self.pairs) > 0 and 2 * len(changed) <= self.tensors
 
 
 def align(
@@ -93,7 +96,8 @@ def align(
     ranked = sorted(found, key=lambda d: (d.step, order[d.kind]))
     tensors = sum(len(twin[a].tensors) for a in pairs)
     shared = len(pairs) / max(len(twin), len(candidate), 1)
-    return Alignment(pairs, shared, tensors, tuple(ranked))
+    apart = len(twin) + len(candidate) - 2 * len(pairs)
+    return Alignment(pairs, shared, apart, tensors, tuple(ranked))
 
 
 def _structural(

@@ -101,6 +101,12 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def net_source() -> str:
+    """The text of a file with factories."""
+    return textwrap.dedent(NET)
+
+
 @pytest.fixture
 def net(folder) -> str:
     """A MODEL that builds in no time, from a file in the working directory."""
