@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from repcompiler.capture import Model, run_capture
+from repcompiler.certificate import certificate
 from repcompiler.compose import compose
 from repcompiler.facts import gather
 from repcompiler.invariants import check as check_invariants
@@ -51,6 +52,7 @@ class FuseResult:
 
     model: nn.Module
     report: FuseReport
+    certificate: dict[str, Any] | None = None
 
 
 def fuse(
@@ -62,6 +64,7 @@ def fuse(
     rules: Rules | None = None,
     capture: str = "auto",
     progress: Callable[[str], None] | None = None,
+    certify: bool = False,
     debug: bool = False,
 ) -> FuseResult:
     """Rewrite the affine parts of `model` into the cheapest ops of the same function.
@@ -76,6 +79,7 @@ def fuse(
         rules: the operator table; extend it as ``{**RULES, target: rule}``.
         capture: `auto`, `symbolic_trace` or `export`.
         progress: called with the name of each stage as it starts.
+        certify: hand back a certificate, which `certify` checks without the compiler.
         debug: assert the invariants of every stage's result (`invariants`).
 
     Returns:
@@ -96,7 +100,8 @@ def fuse(
         debug=debug,
     )
     assert state.rewritten is not None and state.report is not None
-    return FuseResult(state.rewritten.module, state.report)
+    record = certificate(state) if certify else None
+    return FuseResult(state.rewritten.module, state.report, record)
 
 
 def run_stages(

@@ -1,0 +1,172 @@
+"""What `fuse` claims about each region, in a form that other code can check.
+
+For each region: the nodes of the captured graph that it replaced, the ops that it put
+in their place, the fingerprints of every number on either side, the exactness found,
+and a bound on the rounding error. `certify` checks it from the two models and knows
+nothing of how the compiler got there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from repcompiler.certify import FORMAT, bound_of, digest, fingerprint
+from repcompiler.facts import fetch
+from repcompiler.regions import Rewrite, fused_form
+from repcompiler.state import State
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def certificate(state: State) -> dict[str, Any]:
+    """The certificate of a finished pipeline."""
+    assert state.captured is not None and state.equivalence is not None
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "capture": state.captured.door,
+        "regions": [_region(region, state) for region in state.regions],
+        "equivalence": state.equivalence.to_dict(),
+    }
+    return {**document, "digest": digest(document)}
+
+
+def _region(region: Rewrite, state: State) -> dict[str, Any]:
+    assert state.rewritten is not None
+    fused = state.rewritten.module
+    try:
+        ops = _ops(region, state)
+    except NotImplementedError:
+        ops = None  # its layout ops depend on sizes that are known at run time only
+    tensors = _tensors(ops or (), fused)
+    dtype = next((t.dtype for t in tensors.values()), torch.float32)
+    return {
+        "name": region.name,
+        "kind": region.kind,
+        "reference": {
+            "value": region.value.name,
+            "sources": [source.name for source in region.meaning.sources],
+            "nodes": [node.name for node in region.nodes],
+            "tensors": {
+                k: fingerprint(v) for k, v in _originals(region, state).items()
+            },
+        },
+        "candidate": {
+            "ops": ops,
+            "tensors": {name: fingerprint(value) for name, value in tensors.items()},
+        },
+        "axis": region.meaning.axis,
+        "dtype": str(dtype).removeprefix("torch."),
+        "exactness": state.exactness.get(region.value),
+        "bound": None if ops is None else bound_of(ops, tensors, dtype),
+    }
+
+
+def _originals(region: Rewrite, state: State) -> dict[str, Tensor]:
+    """Every tensor of the captured graph that the region's nodes read."""
+    module = state.graph_module
+    found: dict[str, Tensor] = {}
+    for node in region.nodes:
+        if node.op == "call_module":
+            leaf = module.get_submodule(str(node.target))
+            for name, value in leaf.state_dict().items():
+                found[f"{node.target}.{name}"] = value
+        for source in node.all_input_nodes:
+            value = fetch(module, str(source.target)) if source.op == "get_attr" else 0
+            if isinstance(value, Tensor):
+                found[str(source.target)] = value
+    return found
+
+
+def _tensors(ops: Any, fused: GraphModule) -> dict[str, Tensor]:
+    """The constants of the ops, by their name in the fused model."""
+    found: dict[str, Tensor] = {}
+    for op in ops:
+        for key in ("weight", "bias", "constant"):
+            name = op.get(key)
+            if name is not None:
+                found[name] = fetch(fused, name)
+    return found
+
+
+def _ops(region: Rewrite, state: State) -> list[dict[str, Any]]:
+    """What replaces the region, op by op; operands are `s0` (source) or `o0` (op).
+
+    Raises:
+        NotImplementedError: an argument is no plain value.
+    """
+    assert state.facts is not None and state.rewritten is not None
+    form = fused_form(region, state.graph_module, state.facts)
+    nodes = [n for n in form.graph.nodes if n.op not in ("placeholder", "output")]
+    names = state.rewritten.added[region.value]
+    if len(nodes) != len(names):
+        raise NotImplementedError
+    labels = {
+        node: f"s{index}"
+        for index, node in enumerate(
+            n for n in form.graph.nodes if n.op == "placeholder"
+        )
+    }
+    ops: list[dict[str, Any]] = []
+    for node, name in zip(nodes, names):
+        ops.append(_op(node, name, form, labels))
+        labels[node] = f"o{len(ops) - 1}"
+    return ops
+
+
+def _op(
+    node: Node, name: str, form: GraphModule, labels: Mapping[Node, str]
+) -> dict[str, Any]:
+    if node.op == "get_attr":
+        return {"op": "constant", "constant": name}
+    args = [_plain(arg, labels) for arg in node.args]
+    kwargs = {key: _plain(value, labels) for key, value in node.kwargs.items()}
+    if node.op == "call_module":
+        return _layer(form.get_submodule(str(node.target)), name, args)
+    target: Any = node.target
+    if node.op == "call_function":
+        target = getattr(target, "__name__", "")
+        if target not in ("pad", "add", "mul", "addcmul", "flatten", "transpose"):
+            raise NotImplementedError
+    if node.op == "call_method" and kwargs:
+        raise NotImplementedError
+    return {"op": str(target), "args": args, "kwargs": kwargs}
+
+
+def _layer(layer: nn.Module, name: str, args: list[Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {"args": args, "weight": f"{name}.weight", "bias": None}
+    if getattr(layer, "bias", None) is not None:
+        row["bias"] = f"{name}.bias"
+    if isinstance(layer, nn.Linear):
+        return {"op": "linear", **row}
+    if not isinstance(layer, (*_CONVS, *_TRANSPOSED)):
+        raise NotImplementedError
+    spread = isinstance(layer, _TRANSPOSED)
+    row |= {
+        "op": f"conv{'_transpose' if spread else ''}{layer.weight.dim() - 2}d",
+        "stride": list(layer.stride),
+        "padding": [int(p) for p in layer.padding],
+        "dilation": list(layer.dilation),
+        "groups": layer.groups,
+        "mode": layer.padding_mode,
+    }
+    if spread:
+        row["output_padding"] = list(layer.output_padding)
+    return row
+
+
+def _plain(arg: Any, labels: Mapping[Node, str]) -> Any:
+    if isinstance(arg, Node):
+        if arg not in labels:
+            raise NotImplementedError
+        return labels[arg]
+    if isinstance(arg, (list, tuple)):
+        return [_plain(item, labels) for item in arg]
+    if arg is None or isinstance(arg, (int, float, str)):
+        return arg
+    raise NotImplementedError
