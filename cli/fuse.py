@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import Screen, Stage, open_screen, to_json
 from fastvit_cli.errors import BadInput, JobFailed
-from fastvit_cli.files import all_or_nothing
+from fastvit_cli.files import all_or_nothing, check_writable
 
 if TYPE_CHECKING:
     from fastvit_cli.sources import Loaded
@@ -53,6 +54,13 @@ Report = Annotated[
     list[str] | None,
     typer.Option(metavar="FILE", help="File for the report: .json; repeatable."),
 ]
+Certificate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write what `check --certificate` can re-verify, region by region.",
+    ),
+]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Skip the check; the report says so.")
 ]
@@ -79,12 +87,14 @@ class Job:
     capture: str
     verify: bool
     dynamic_size: bool
+    certificate: Path | None = None
 
 
 def fuse(
     model: Model,
     output: Output = None,
     report: Report = None,
+    certificate: Certificate = None,
     no_verify: NoVerify = False,
     dynamic_size: DynamicSize = False,
     capture: Capture = "auto",
@@ -117,8 +127,29 @@ def fuse(
     )
     door = common.parse_choice("--capture", capture, DOORS)
     outputs, reports = artefacts.plan(output or [], report or [])
-    job = Job(model, options, outputs, reports, door, not no_verify, dynamic_size)
+    job = Job(
+        model=model,
+        options=options,
+        outputs=outputs,
+        reports=reports,
+        capture=door,
+        verify=not no_verify,
+        dynamic_size=dynamic_size,
+        certificate=_certificate(certificate, no_verify),
+    )
     _run(job, screen, verbose)
+
+
+def _certificate(text: str | None, no_verify: bool) -> Path | None:
+    if text is None:
+        return None
+    if no_verify:
+        raise BadInput(
+            "--certificate and --no-verify exclude each other.",
+            hint="A certificate holds what the check found.",
+        )
+    check_writable(Path(text), "--certificate")
+    return Path(text)
 
 
 def _run(job: Job, screen: Screen, verbose: bool) -> None:
@@ -139,7 +170,7 @@ def _run(job: Job, screen: Screen, verbose: bool) -> None:
             verdict = result.report.equivalence
             equal = verdict.ok or not job.verify
             if equal:
-                _write(job, loaded, result.model, document, stage)
+                _write(job, loaded, result, document, stage)
     render.fusion(screen.people, loaded, result.report, document, verbose=verbose)
     screen.emit(document)
     if not equal:
@@ -166,6 +197,7 @@ def _compile(job: Job, loaded: Loaded, stage: Stage) -> Any:
             verify=job.verify,
             capture=job.capture,
             progress=stage,
+            **({"certify": True} if job.certificate else {}),
         )
     except rc.RepCompilerError as error:
         kind = JobFailed if isinstance(error, rc.VerificationError) else BadInput
@@ -189,23 +221,28 @@ def _document(loaded: Loaded, report: Any) -> dict[str, Any]:
 
 
 def _write(
-    job: Job, loaded: Loaded, model: Any, document: dict[str, Any], stage: Stage
+    job: Job, loaded: Loaded, result: Any, document: dict[str, Any], stage: Stage
 ) -> None:
-    """Write outputs and reports, all of them or none; fills in `outputs`.
+    """Write outputs, reports and certificate, all or none; fills in `outputs`.
 
     Raises:
         JobFailed, BadInput: see `artefacts.write`.
     """
     fused = artefacts.Artefact(
-        model=model,
+        model=result.model,
         inputs=loaded.inputs,
         card=replace(loaded.card, form="fused", capture=job.capture),
         dynamic_batch=loaded.dynamic_batch,
         dynamic_size=job.dynamic_size,
     )
-    with all_or_nothing([*job.outputs, *job.reports]) as temporary:
+    proofs = [job.certificate] if job.certificate else []
+    with all_or_nothing([*job.outputs, *job.reports, *proofs]) as temporary:
         for path, place in zip(job.outputs, temporary):
             stage(f"write {path.name}")
             document["outputs"].append(artefacts.write(fused, path, place))
-        for place in temporary[len(job.outputs) :]:
+        ends = len(job.outputs) + len(job.reports)
+        for place in temporary[ends:]:
+            text = json.dumps(result.certificate, indent=1) + "\n"
+            place.write_text(text, encoding="utf-8")
+        for place in temporary[len(job.outputs) : ends]:
             place.write_text(to_json(document), encoding="utf-8")

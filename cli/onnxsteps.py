@@ -31,7 +31,7 @@ def onnx_steps(model: Any) -> list[Step]:
     """The nodes of a graph, constants by the name of their initialiser."""
     from repcompiler.steps import Step
 
-    constants = _constants(model.graph)
+    constants = constants_of(model.graph)
     inputs = [v.name for v in model.graph.input if v.name not in constants]
     numbers = {name: -1 - index for index, name in enumerate(inputs)}
     steps: list[Step] = []
@@ -81,7 +81,8 @@ def twin_graph(model: Any, inputs: tuple[Tensor, ...], declared: Any) -> Any:
     return exported.model_proto
 
 
-def _constants(graph: Any) -> dict[str, Tensor]:
+def constants_of(graph: Any) -> dict[str, Tensor]:
+    """Every constant tensor of a graph, by name."""
     import torch
     from onnx import numpy_helper
 

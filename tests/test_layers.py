@@ -85,6 +85,11 @@ def test_verify_report_cost_errors_and_reasons_import_no_stage():
     assert wrong == []
 
 
+def test_certificates_are_checked_without_the_compiler():
+    path = ROOT / "repcompiler" / "certify.py"
+    assert roots(path) <= {"torch", *sys.stdlib_module_names}
+
+
 def test_errors_and_reasons_import_nothing_of_the_compiler():
     top = ROOT / "repcompiler"
     for name in ("errors", "reasons"):

@@ -1,0 +1,170 @@
+"""Certificates on the command line: read, re-verified from two models, shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import onnxsteps
+from fastvit_cli.errors import BadInput, summary
+from fastvit_cli.render import new_table
+from fastvit_cli.runners import Runner, as_module
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from repcompiler.certify import RegionCheck
+
+SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What re-verifying a certificate showed, region by region."""
+
+    rows: tuple[RegionCheck, ...]
+    trouble: str = ""
+
+    @property
+    def problems(self) -> list[str]:
+        """What does not hold."""
+        found = [f"{row.name}: {row.problem}" for row in self.rows if row.problem]
+        return [self.trouble, *found] if self.trouble else found
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it holds."""
+        return not self.problems
+
+    @property
+    def open(self) -> list[RegionCheck]:
+        """Regions that could not be checked."""
+        return [row for row in self.rows if row.open]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return {
+            "ok": self.ok,
+            "problems": self.problems,
+            "regions": [dict(vars(row)) for row in self.rows],
+        }
+
+    def show(self, out: Console) -> None:
+        """Bound beside measured error, the tightest first."""
+        if self.trouble:
+            out.print(f"Certificate: {self.trouble}.")
+            return
+        known = [row for row in self.rows if row.bound and row.measured]
+        known.sort(key=lambda row: (row.bound or 0) / (row.measured or 1))
+        bad = [row for row in self.rows if row.problem]
+        title = f"Certificate: {len(self.rows)} regions, {len(bad)} do not hold"
+        rows = new_table("Region", "Kind", "Bound", "Measured", "Verdict", title=title)
+        for row in [*bad, *known][:SHOWN]:
+            bound = "" if row.bound is None else f"{row.bound:.1e}"
+            measured = "" if row.measured is None else f"{row.measured:.1e}"
+            rows.add_row(row.name, row.kind, bound, measured, row.problem or "holds")
+        out.print(rows)
+        rest = len(bad) + len(known) - SHOWN
+        if rest > 0:
+            out.print(f"and {rest} more, each with a wider margin; see --json")
+        if self.open:
+            why = self.open[0].open
+            out.print(f"{len(self.open)} regions are not re-verified: {why}.")
+
+
+def read(path: str) -> dict[str, Any]:
+    """The certificate in a file.
+
+    Raises:
+        BadInput: there is none, or it is another program's.
+    """
+    from repcompiler.certify import FORMAT
+
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"--certificate {path} cannot be read: {summary(error, 120)}.",
+            hint="Give the file that fastvit fuse --certificate wrote.",
+        ) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise BadInput(
+            f"--certificate {path} is no certificate: it does not say {FORMAT!r}.",
+            hint="Give the file that fastvit fuse --certificate wrote.",
+        )
+    return document
+
+
+def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Verified:
+    """Every claim of a certificate, from the two models.
+
+    Raises:
+        BadInput: the reference is an ONNX graph, whose nodes have other names.
+    """
+    import repcompiler as rc
+    from repcompiler.capture import run_capture
+    from repcompiler.certify import check_digest, check_regions
+
+    if reference.model is None:
+        raise BadInput(
+            f"a certificate is about PyTorch graphs, and {reference.name} is an ONNX "
+            "graph.",
+            hint="Give the model that was fused as the REFERENCE.",
+        )
+    trouble = check_digest(document)
+    if trouble:
+        return Verified((), trouble)
+    door = document["capture"]
+    door = door if door in ("symbolic_trace", "export") else "auto"
+    try:
+        captured = run_capture(reference.model, reference.inputs, door=door, check=True)
+        rows = check_regions(
+            document,
+            captured.module,
+            captured.exact,
+            tensors_of(candidate, document),
+            captured.inputs or reference.inputs,
+        )
+    except (rc.RepCompilerError, KeyError, RuntimeError) as error:
+        said = f"it is not about these two models: {summary(error, 120)}"
+        return Verified((), said)
+    return Verified(tuple(rows))
+
+
+def tensors_of(candidate: Runner, document: dict[str, Any]) -> dict[str, Tensor]:
+    """The candidate's tensors under the names that the certificate gives them."""
+    if candidate.form == "onnx":
+        return _of_graph(candidate, document)
+    if candidate.form == "program":
+        program: Any = candidate.model
+        return {**program.state_dict, **program.constants}
+    module = as_module(candidate.model)
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _of_graph(candidate: Runner, document: dict[str, Any]) -> dict[str, Tensor]:
+    """ONNX leaves out a bias of zeros, and holds the weights of a matmul transposed."""
+    import torch
+
+    from repcompiler.certify import fingerprint
+
+    held = onnxsteps.constants_of(onnxsteps.read(candidate.file).graph)
+    flipped = {
+        fingerprint(value.T): value.T for value in held.values() if value.dim() == 2
+    }
+    found = dict(held)
+    for row in document["regions"]:
+        for op in row["candidate"]["ops"] or ():
+            weight, bias = op.get("weight"), op.get("bias")
+            wanted = row["candidate"]["tensors"].get(weight)
+            if weight is not None and weight not in found and wanted in flipped:
+                found[weight] = flipped[wanted]
+            if bias is not None and bias not in found and weight in found:
+                kernel = found[weight]
+                spread = "transpose" in op["op"]
+                size = kernel.shape[1] * op["groups"] if spread else kernel.shape[0]
+                found[bias] = torch.zeros(size, dtype=kernel.dtype)
+    return found

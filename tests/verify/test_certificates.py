@@ -1,0 +1,195 @@
+"""A certificate holds for the models it was written for, and for nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from equality import Branches, conv, draw, randomise
+from fastvit_cli.certificates import verify
+from fastvit_cli.runners import of
+from fastvit_cli.sources import Loaded
+from torch import nn
+
+import repcompiler as rc
+from repcompiler.certify import bound_of, check_digest, digest, run_ops
+
+INPUT = (2, 4, 9, 9)
+
+
+def runner(model: nn.Module):
+    """A model as the command has it."""
+    from fastvit_cli.card import Card
+
+    card = Card("net", {"input_size": INPUT[1:]}, weights={"origin": "factory"})
+    return of(Loaded("net", model, (draw(INPUT).float(),), card, "float32", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def case():
+    """Reference, fused model and certificate of a small net with three regions."""
+    net = randomise(
+        nn.Sequential(
+            Branches(conv(), nn.Conv2d(4, 4, 1), skip=True),
+            nn.ReLU(),
+            conv(padding_mode="reflect"),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1),
+            nn.BatchNorm2d(6),
+        )
+    ).float()
+    result = rc.fuse(net, (draw(INPUT).float(),), certify=True)
+    return net, result.model, json.loads(json.dumps(result.certificate))
+
+
+def check(case, **changes):
+    """What re-verifying finds, with some of the three replaced."""
+    net, fused, document = case
+    given = {"net": net, "fused": fused, "document": document, **changes}
+    return verify(given["document"], runner(given["net"]), runner(given["fused"]))
+
+
+def test_a_certificate_holds_and_its_bounds_are_above_what_is_measured(case):
+    found = check(case)
+    assert found.problems == []
+    assert len(found.rows) == len(case[2]["regions"]) >= 3
+    for row in found.rows:
+        assert row.bound is not None
+        assert row.exactness < 1e-7
+        assert 0 < row.measured < row.bound < 1e-4
+
+
+def numbers(value, path=()):
+    """The path of every number in a document."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from numbers(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from numbers(item, (*path, index))
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path
+
+
+def changed(document, path):
+    """The document with one number moved."""
+    other = copy.deepcopy(document)
+    place = other
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] += 1
+    return other
+
+
+def test_every_number_that_is_changed_is_caught(case):
+    paths = list(numbers(case[2]))
+    assert len(paths) > 30
+    for path in paths:
+        assert check_digest(changed(case[2], path)), path
+    assert check(case, document=changed(case[2], paths[3])).problems
+
+
+def forged(document, change):
+    """A changed document with a digest that fits it."""
+    other = copy.deepcopy(document)
+    change(other["regions"][0])
+    return {**other, "digest": digest(other)}
+
+
+FORGERIES = {
+    "bound": lambda row: row.update(bound=row["bound"] / 10),
+    "exactness": lambda row: row.update(exactness=1e-3),
+    "fingerprint": lambda row: row["candidate"]["tensors"].update(
+        dict.fromkeys(row["candidate"]["tensors"], "0" * 64)
+    ),
+    "stride": lambda row: _first(row).update(stride=[2, 2]),
+    "padding": lambda row: _first(row).update(padding=[0, 0]),
+    "mode": lambda row: _first(row).update(mode="replicate"),
+    "bias": lambda row: _first(row).update(bias=None),
+    "node": lambda row: row["reference"].update(nodes=row["reference"]["nodes"][1:]),
+}
+
+
+def _first(row):
+    return next(op for op in row["candidate"]["ops"] if op.get("weight"))
+
+
+@pytest.mark.parametrize("claim", list(FORGERIES))
+def test_a_false_claim_is_caught_even_with_a_digest_that_fits(case, claim):
+    document = forged(case[2], FORGERIES[claim])
+    assert check_digest(document) == ""
+    assert check(case, document=document).problems != []
+
+
+def test_another_candidate_or_reference_is_named(case):
+    net, fused, _ = case
+    other = copy.deepcopy(fused)
+    name, weight = next(iter(other.named_parameters()))
+    with torch.no_grad():
+        weight.view(-1)[0] *= 1 + 1e-6
+    problems = check(case, fused=other).problems
+    assert any(name in problem for problem in problems)
+    moved = copy.deepcopy(net)
+    with torch.no_grad():
+        moved[3].running_mean[0] += 1e-3
+    assert any("reference's" in problem for problem in check(case, net=moved).problems)
+
+
+def test_the_bound_counts_every_term_of_the_longest_sum():
+    kernel, bias = torch.ones(2, 3, 3, 3), torch.ones(2)
+    ops = [
+        {"op": "conv2d", "args": ["s0"], "weight": "w", "bias": "b", "groups": 1},
+        {"op": "add", "args": ["o0", "s0"], "kwargs": {}},
+    ]
+    unit = torch.finfo(torch.float32).eps / 2
+    # 27 products and a bias, one add, one rounding of the kernel and of the sum.
+    reach = (27 + 1 + 1 + 2) * unit
+    found = bound_of(ops, {"w": kernel, "b": bias}, torch.float32)
+    assert found == pytest.approx(reach / (1 - reach))
+    long = {"w": torch.ones(1, 300), "b": bias}
+    linear = [{"op": "linear", "args": ["s0"], "weight": "w", "bias": None}]
+    assert bound_of(linear, long, torch.bfloat16) is None
+
+
+def test_ops_are_run_as_torch_runs_them():
+    layer = nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, groups=2).double()
+    op = {
+        "op": "conv_transpose2d",
+        "args": ["s0"],
+        "weight": "w",
+        "bias": "b",
+        "stride": [2, 2],
+        "padding": [1, 1],
+        "output_padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 2,
+        "mode": "zeros",
+    }
+    x = draw((1, 4, 5, 5)).double()
+    found = run_ops([op], [x], {"w": layer.weight, "b": layer.bias})
+    assert torch.equal(found, layer(x))
+
+
+def test_the_command_writes_and_re_verifies_it(tmp_path, monkeypatch):
+    from fastvit_cli import main
+
+    monkeypatch.chdir(tmp_path)
+    text = "from torch import nn\ndef build():\n    return nn.Sequential("
+    text += "nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())\n"
+    (tmp_path / "small.py").write_text(text)
+    size = ("--input-size", "3x8x8", "--quiet")
+    files = ("-o", "s.onnx", "-o", "s.pt2", "--certificate", "c.json")
+    assert main.run(["fuse", "small.py:build", *size, *files]) == 0
+    for candidate in ("s.onnx", "s.pt2"):
+        args = ["check", "small.py:build", candidate, "--certificate", "c.json", *size]
+        assert main.run(args) == 0
+    wrong = json.loads((tmp_path / "c.json").read_text())
+    wrong["regions"][0]["bound"] *= 0.99
+    (tmp_path / "c.json").write_text(json.dumps(wrong))
+    assert main.run(args) == 1
+    (tmp_path / "c.json").write_text("{}")
+    assert main.run(args) == 2
+    assert main.run(["fuse", "small.py:build", "--no-verify", *files[4:]]) == 2
