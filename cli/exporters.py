@@ -118,8 +118,12 @@ def write_pt2(artefact: Artefact, path: Path) -> dict[str, Any]:
     return {"format": "torch.export"}
 
 
-def write_onnx(artefact: Artefact, path: Path) -> dict[str, Any]:
-    """An ONNX graph in one file, checked in onnxruntime."""
+def export_onnx(artefact: Artefact) -> Any:
+    """The model as an ONNX program of torch, its card in the metadata.
+
+    Raises:
+        JobFailed: an operator has no counterpart, or the model cannot be exported.
+    """
     import torch
 
     names = {axis: torch.export.Dim(name) for axis, name in AXES.items()}
@@ -140,11 +144,16 @@ def write_onnx(artefact: Artefact, path: Path) -> dict[str, Any]:
         ) from error
     assert exported is not None
     opset = exported.model.opset_imports[""]
-    metadata = artefact.card.to_metadata(opset=opset)
-    exported.model.metadata_props.update(metadata)
+    exported.model.metadata_props.update(artefact.card.to_metadata(opset=opset))
+    return exported
+
+
+def write_onnx(artefact: Artefact, path: Path) -> dict[str, Any]:
+    """An ONNX graph in one file, checked in onnxruntime."""
+    exported = export_onnx(artefact)
     exported.save(path)
     check_same(artefact, onnx_runner(artefact, path), "the ONNX graph in onnxruntime")
-    return {"format": "onnx", "opset": opset}
+    return {"format": "onnx", "opset": exported.model.opset_imports[""]}
 
 
 def write_safetensors(artefact: Artefact, path: Path) -> dict[str, Any]:

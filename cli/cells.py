@@ -1,0 +1,256 @@
+"""The cells of a profile: every form in every backend, dtype and batch size.
+
+Each cell is prepared, judged against the float64 reference, and then all cells of one
+batch size are timed against one another. One that cannot run says why; that one does
+not stop the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import backends, timing
+from fastvit_cli.backends import BACKENDS, Subject
+from fastvit_cli.errors import Stop, summary
+
+if TYPE_CHECKING:
+    from fastvit_cli.runners import Runner
+    from torch import Tensor
+
+MAX_ERROR_RATIO = 8.0  # the compiler's own limit for a form to count as equal
+
+
+@dataclass
+class Cell:
+    """One form, in one backend, dtype and batch size.
+
+    Attributes:
+        error_ratio: distance from the float64 reference over that of the model as
+            loaded, run eagerly in the same dtype; None without a reference.
+        distance: ‖output - reference‖ / ‖reference‖.
+        memory: bytes at the peak, weights included; None where it is not known.
+        skipped: why there is no timing.
+    """
+
+    model: str
+    form: str
+    backend: str
+    dtype: str
+    batch: int
+    timing: timing.Timing | None = None
+    rounds: list[list[float]] = field(default_factory=list)
+    error_ratio: float | None = None
+    distance: float | None = None
+    memory: int | None = None
+    skipped: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether it was shown to compute the model, for its dtype."""
+        return self.error_ratio is not None and self.error_ratio <= MAX_ERROR_RATIO
+
+    def to_dict(self) -> dict[str, Any]:
+        """The cell by JSON names."""
+        figures = self.timing.to_dict() if self.timing else {}
+        return {
+            **{k: getattr(self, k) for k in ("model", "form", "backend", "dtype")},
+            "batch": self.batch,
+            **figures,
+            "peak_bytes": self.memory,
+            "error_ratio": self.error_ratio,
+            "distance": self.distance,
+            "equal": self.equal,
+            "skipped": self.skipped or None,
+        }
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is to be measured of one model.
+
+    Attributes:
+        forms: name → subject; the first is the model as it was loaded.
+        reference: the model in float64, where that runs.
+    """
+
+    name: str
+    forms: dict[str, Subject]
+    reference: Runner | None
+    backends: tuple[str, ...]
+    dtypes: tuple[str, ...]
+
+    def cells(self, batch: int) -> Iterator[Cell]:
+        """The cells of one batch size, not yet measured."""
+        for dtype in self.dtypes:
+            for form in self.forms:
+                for backend in self.backends:
+                    yield Cell(self.name, form, backend, dtype, batch)
+
+
+def measure(
+    grids: Sequence[Grid], batch: int, seconds: float, stage: Callable[[str], None]
+) -> list[Cell]:
+    """All cells of one batch size, prepared and judged one by one, timed together."""
+    cells: list[Cell] = []
+    runs: dict[int, Callable[[], Any]] = {}
+    for grid in grids:
+        judge = Judge(grid, batch)
+        for cell in grid.cells(batch):
+            stage(f"prepare {cell.model}, {cell.form}, {cell.backend}, batch {batch}")
+            run = _prepare(grid, cell, judge)
+            if run is not None:
+                runs[len(cells)] = run
+            cells.append(cell)
+    stage(f"time batch {batch}")
+    for index, rounds in timing.interleave(runs, seconds).items():
+        cells[index].rounds = rounds
+        cells[index].timing = timing.summarise(rounds)
+    return cells
+
+
+def _prepare(grid: Grid, cell: Cell, judge: Judge) -> Callable[[], Any] | None:
+    """What runs the cell; fills in its accuracy and memory, or why it cannot run."""
+    backend = BACKENDS[cell.backend]
+    subject = grid.forms[cell.form]
+    cell.skipped = _obstacle(backend, cell, subject)
+    if cell.skipped:
+        return None
+    try:
+        subject = judge.subject(cell.form, cell.dtype)
+        if cell.backend in ("onnxruntime", "openvino"):
+            subject.onnx  # noqa: B018 - exporting is not part of what running needs
+        inputs = backends.of_batch(subject, cell.batch)
+        prepare = functools.partial(backend.prepare, subject, inputs)
+        (run, output), grown = timing.peak_growth(
+            lambda: _first_run(prepare), subject.device
+        )
+        cell.error_ratio, cell.distance = judge.judge(cell.dtype, output)
+    except Stop as error:
+        cell.skipped = str(error)
+        return None
+    except Exception as error:  # a runtime may refuse in any way
+        cell.skipped = summary(error, 160)
+        return None
+    if grown is not None:
+        cell.memory = grown + (_weight_bytes(subject) if backend.holds_model else 0)
+    return run
+
+
+def _first_run(prepare: Callable[[], Any]) -> tuple[Any, Any]:
+    run = prepare()
+    return run, flat(run())
+
+
+def _obstacle(backend: backends.Backend, cell: Cell, subject: Subject) -> str:
+    missing = backend.lacks()
+    if missing:
+        return f"not installed: {missing}"
+    if cell.dtype not in backend.dtypes:
+        return f"{cell.backend} does not run {cell.dtype}"
+    if subject.device.split(":")[0] not in backend.devices:
+        return f"{cell.backend} does not run on {subject.device} here"
+    if subject.model is None and backend.holds_model:
+        return "an ONNX graph runs in onnxruntime and OpenVINO only"
+    if cell.batch != 1 and not subject.dynamic_batch:
+        return "the file fixes its batch size"
+    return ""
+
+
+def _weight_bytes(subject: Subject) -> int:
+    tensors = [*subject.model.parameters(), *subject.model.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Judge:
+    """Outputs at one batch size against the float64 reference."""
+
+    def __init__(self, grid: Grid, batch: int) -> None:
+        self.grid = grid
+        self.batch = batch
+        self._subjects: dict[tuple[str, str], Subject] = {}
+        self._own: dict[str, list[Tensor]] = {}
+
+    def subject(self, form: str, dtype: str) -> Subject:
+        """The form in a dtype, cast once."""
+        key = (form, dtype)
+        if key not in self._subjects:
+            self._subjects[key] = backends.in_dtype(self.grid.forms[form], dtype)
+        return self._subjects[key]
+
+    @functools.cached_property
+    def truth(self) -> list[Tensor] | None:
+        """The reference's outputs, from the same numbers that the cells get."""
+        if self.grid.reference is None:
+            return None
+        first = next(iter(self.grid.forms.values()))
+        inputs = [x.double() if x.is_floating_point() else x for x in first.inputs]
+        inputs = backends.of_batch(replace(first, inputs=tuple(inputs)), self.batch)
+        return flat(self.grid.reference(*inputs))
+
+    def judge(self, dtype: str, output: list[Tensor]) -> tuple[Any, Any]:
+        """(error ratio, distance) of an output; None each without a reference."""
+        if self.truth is None:
+            return None, None
+        if [t.shape for t in output] != [t.shape for t in self.truth]:
+            return float("inf"), float("inf")
+        own = self._original(dtype)
+        rows = [_errors(*row, dtype) for row in zip(output, own, self.truth)]
+        return max(row[0] for row in rows), max(row[1] for row in rows)
+
+    def _original(self, dtype: str) -> list[Tensor]:
+        if dtype not in self._own:
+            subject = self.subject(next(iter(self.grid.forms)), dtype)
+            run = backends.eager(subject, backends.of_batch(subject, self.batch))
+            self._own[dtype] = flat(run())
+        return self._own[dtype]
+
+
+def _errors(
+    found: Tensor, own: Tensor, truth: Tensor, dtype: str
+) -> tuple[float, float]:
+    """‖found - truth‖ over max(‖own - truth‖, eps·‖truth‖), and over ‖truth‖."""
+    import torch
+
+    if not truth.is_floating_point():
+        wrong = 0.0 if torch.equal(found, truth) else float("inf")
+        return wrong, wrong
+    error, size = float((found.double() - truth).norm()), float(truth.norm())
+    rounding = float((own.double() - truth).norm())
+    allowed = max(rounding, torch.finfo(getattr(torch, dtype)).eps * size)
+    if error == 0.0:
+        return 0.0, 0.0
+    known = error == error and allowed > 0
+    return (error / allowed, error / size) if known else (float("inf"), float("inf"))
+
+
+def flat(output: Any) -> list[Tensor]:
+    """The tensors of an output, whichever runtime made them, on the CPU."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves = [torch.as_tensor(leaf) for leaf in pytree.tree_leaves(output)]
+    return [leaf.detach().cpu().clone() for leaf in leaves]
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where exported graphs go for the time of one profile."""
+    return tempfile.TemporaryDirectory(prefix="fastvit-profile-")
+
+
+def subject_of(runner: Runner, model: Any, scratch: Path, threads: int) -> Subject:
+    """A form of a loaded model as a subject."""
+    return Subject(
+        model=model,
+        inputs=runner.inputs,
+        card=runner.card,
+        dtype=runner.dtype,
+        device=runner.device,
+        threads=threads,
+        scratch=scratch,
+        dynamic_batch=runner.dynamic_batch,
+    )

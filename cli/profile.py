@@ -1,0 +1,243 @@
+"""`fastvit profile`: what models cost on this device, and the fastest equal form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from fastvit_cli import options as common
+from fastvit_cli.backends import ANY, BACKENDS
+from fastvit_cli.builders import ModelOptions
+from fastvit_cli.console import Screen, Stage, open_screen
+from fastvit_cli.errors import BadInput, JobFailed
+
+if TYPE_CHECKING:
+    from fastvit_cli.cells import Cell, Grid
+
+EXAMPLES = """[bold]Examples[/bold]
+
+fastvit profile fastvit_t8 --batch 1 --batch 8 --threads 2
+
+fastvit profile fastvit_sa24 timm:caformer_s18 timm:convnext_base --backend eager
+
+fastvit profile fastvit_t8 --dtype float32 --dtype bfloat16 --backend openvino --json -
+
+fastvit profile t8.onnx --backend onnxruntime --backend openvino
+"""
+SCHEMA = 1
+
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL…", help="One model or several, side by side."),
+]
+Batch = Annotated[
+    list[int] | None,
+    typer.Option(metavar="N", help="Batch size; repeatable (default: 1)."),
+]
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help=f"{', '.join(BACKENDS)}; repeatable (default: all that are here).",
+    ),
+]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help=f"{', '.join(ANY)}; repeatable (default: the model's own).",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Threads of every backend (default: torch's own)."),
+]
+Seconds = Annotated[
+    float,
+    typer.Option(metavar="S", help="Time for the timing of each batch size."),
+]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is asked for, checked as far as that needs no model."""
+
+    models: tuple[str, ...]
+    options: ModelOptions
+    batches: tuple[int, ...]
+    backends: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    threads: int
+    seconds: float
+
+
+@dataclass
+class Profile:
+    """Everything that one run has measured."""
+
+    device: dict[str, Any]
+    models: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    advice: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON of the command, schema version 1."""
+        return {
+            "schema": SCHEMA,
+            "device": self.device,
+            "models": self.models,
+            "measurements": [cell.to_dict() for cell in self.cells],
+            "recommendations": [row.to_dict() for row in self.advice],
+            "notes": self.notes,
+        }
+
+
+def profile(
+    models: Models,
+    batch: Batch = None,
+    backend: Backends = None,
+    dtype: Dtypes = None,
+    threads: Threads = None,
+    seconds: Seconds = 10.0,
+    weights: common.Weights = None,
+    model_arg: common.ModelArg = None,
+    pretrained: common.Pretrained = False,
+    input_size: common.InputSize = None,
+    seed: common.Seed = 0,
+    device: common.Device = "cpu",
+    json_target: common.Json = None,
+    quiet: common.Quiet = False,
+    debug: common.Debug = False,
+    version: common.Version = False,
+) -> None:
+    """Measure MODEL as loaded and fused in every backend, and say what to use here.
+
+    Forms, backends, dtypes and batch sizes are timed against one another in one
+    process; each is first compared with the model in float64.
+    """
+    screen = open_screen(json_target, quiet=quiet, debug=debug)
+    options = ModelOptions(
+        args=common.parse_model_args(model_arg),
+        weights=weights,
+        pretrained=pretrained,
+        input_size=common.parse_size(input_size),
+        seed=seed,
+        device=device,
+    )
+    if weights is not None and len(models) > 1:
+        raise BadInput(
+            "--weights goes with one model.", hint="Write MODEL@FILE for each."
+        )
+    known = tuple(BACKENDS)
+    job = Job(
+        models=_unique("MODEL", models),
+        options=options,
+        batches=_positive("--batch", batch or [1]),
+        backends=_choices("--backend", backend, known) or known,
+        dtypes=_choices("--dtype", dtype, ANY),
+        threads=_threads(threads),
+        seconds=max(seconds, 0.0),
+    )
+    _run(job, screen)
+
+
+def _unique(option: str, texts: Sequence[Any]) -> tuple[Any, ...]:
+    if len(set(texts)) < len(texts):
+        raise BadInput(f"a {option} is given twice.", hint="Give each once.")
+    return tuple(texts)
+
+
+def _positive(option: str, numbers: list[int]) -> tuple[int, ...]:
+    if min(numbers) < 1:
+        raise BadInput(
+            f"{option} {min(numbers)} is not positive.", hint="Use 1 or more."
+        )
+    return _unique(option, numbers)
+
+
+def _choices(
+    option: str, texts: list[str] | None, known: tuple[str, ...]
+) -> tuple[str, ...]:
+    for text in texts or ():
+        common.parse_choice(option, text, known)
+    return _unique(option, texts or ())
+
+
+def _threads(wanted: int | None) -> int:
+    import torch
+
+    if wanted is None:
+        return torch.get_num_threads()
+    _positive("--threads", [wanted])
+    torch.set_num_threads(wanted)
+    return wanted
+
+
+def _run(job: Job, screen: Screen) -> None:
+    """Load and fuse every model, measure, advise, show."""
+    from fastvit_cli import profile_view, sources
+    from fastvit_cli.cells import scratch_folder
+
+    sources.check_device(job.options.device)
+    title = ", ".join(job.models)
+    with screen.working(title) as stage, scratch_folder() as scratch, screen.hushed():
+        result = _measure(job, Path(scratch), stage)
+    profile_view.show(screen.people, result)
+    screen.emit(result.to_dict())
+    if not any(cell.timing for cell in result.cells):
+        raise JobFailed(
+            f"nothing could be measured: {result.cells[0].skipped}.",
+            hint="See --debug, or choose another --backend.",
+        )
+
+
+def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
+    from fastvit_cli import advice, cells, machine, subjects
+
+    result = Profile(machine.describe(job.options.device, job.threads))
+    grids: list[Grid] = []
+    for text in job.models:
+        stage(f"load {text}")
+        made = subjects.prepare(text, job, scratch, stage)
+        grids.append(made.grid)
+        result.models.append(made.facts)
+        result.notes += made.notes
+    for batch in job.batches:
+        result.cells += cells.measure(grids, batch, job.seconds, stage)
+    result.notes += _notes(result)
+    words = recipe_words(job.options)
+    result.advice = advice.advise(result.cells, words)
+    return result
+
+
+def _notes(result: Profile) -> list[str]:
+    """What a reader of the figures should know."""
+    notes: list[str] = []
+    asked = {cell.dtype for cell in result.cells}
+    if "bfloat16" in asked and not result.device["bfloat16"]:
+        notes.append("this device has no bfloat16 hardware: it is emulated")
+    if result.device["bfloat16"] and "bfloat16" not in asked:
+        notes.append(
+            "this device has bfloat16 hardware: add --dtype bfloat16 to see it"
+        )
+    return notes
+
+
+def recipe_words(options: ModelOptions) -> list[str]:
+    """The options of the model as words of a command."""
+    words = [f"--model-arg={key}={value}" for key, value in options.args.items()]
+    if options.weights:
+        words += ["--weights", options.weights]
+    if options.pretrained:
+        words.append("--pretrained")
+    if options.input_size:
+        words += ["--input-size", "x".join(map(str, options.input_size))]
+    if options.seed:
+        words += ["--seed", str(options.seed)]
+    return words

@@ -1,0 +1,137 @@
+"""What people see of a profile: counts, measurements, what is slow, and advice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import machine
+from fastvit_cli.render import human
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from fastvit_cli.cells import Cell
+    from fastvit_cli.profile import Profile
+
+
+def show(out: Console, result: Profile) -> None:
+    """Show one run of `fastvit profile`."""
+    out.print(machine.line(result.device))
+    out.print()
+    out.print(counts(result.models))
+    for row in result.models:
+        uncounted(out, row)
+    out.print()
+    for batch in dict.fromkeys(cell.batch for cell in result.cells):
+        out.print(measurements([c for c in result.cells if c.batch == batch], batch))
+    skipped(out, result.cells)
+    for note in result.notes:
+        out.print(Text(f"Note: {note}.", "yellow"))
+    advice(out, result.advice)
+
+
+def _table(*columns: tuple[str, bool], title: str | None = None) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left"
+    )
+    for name, number in columns:
+        if number:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
+    return table
+
+
+def counts(models: list[dict[str, Any]]) -> Table:
+    """Parameters, MACs and ops of every form."""
+    table = _table(
+        ("Model", False),
+        ("Form", False),
+        ("Params", True),
+        ("MACs", True),
+        ("Ops", True),
+    )
+    for row in models:
+        for form, facts in row["forms"].items():
+            figures = (human(facts[key]) for key in ("params", "macs", "ops"))
+            table.add_row(row["model"], form, *figures)
+    return table
+
+
+def uncounted(out: Console, row: dict[str, Any]) -> None:
+    """Operators that have no multiply-accumulates, or no count."""
+    last = list(row["forms"].values())[-1]
+    found = last.get("uncounted")
+    if not found:
+        return
+    shown = found if isinstance(found, str) else _times(found)
+    out.print(Text(f"{row['model']}: no MACs are counted for {shown}", "dim"))
+
+
+def _times(found: dict[str, int]) -> str:
+    return ", ".join(f"{n} {times}x" if times else n for n, times in found.items())
+
+
+def measurements(cells: list[Cell], batch: int) -> Table:
+    """The cells of one batch size; times are of the whole batch."""
+    several = len({cell.model for cell in cells}) > 1
+    columns = [("Form", False), ("Backend", False), ("Dtype", False)]
+    numbers = ("ms", "±", "x", "Error ratio", "Peak")
+    table = _table(
+        *([("Model", False)] if several else []),
+        *columns,
+        *((name, True) for name in numbers),
+        title=f"Batch {batch}",
+    )
+    for model in dict.fromkeys(cell.model for cell in cells):
+        rows = [cell for cell in cells if cell.model == model and cell.timing]
+        if not rows:
+            continue
+        first = rows[0].timing
+        best = min(rows, key=lambda cell: cell.timing.median)
+        for cell in rows:
+            labels = [cell.form, cell.backend, cell.dtype]
+            style = "bold" if cell is best else None
+            cells_ = [*([model] if several else []), *labels, *_figures(cell, first)]
+            table.add_row(*cells_, style=style)
+        table.add_section()
+    return table
+
+
+def _figures(cell: Cell, first: Any) -> tuple[str, ...]:
+    timing = cell.timing
+    assert timing is not None
+    ratio = "no reference" if cell.error_ratio is None else f"{cell.error_ratio:.2g}"
+    if cell.error_ratio is not None and not cell.equal:
+        ratio += " NOT EQUAL"
+    memory = "?" if cell.memory is None else f"{cell.memory / 2**20:.0f} MiB"
+    return (
+        f"{timing.median:.2f}",
+        f"{timing.spread:.0%}",
+        f"{first.median / timing.median:.2f}",
+        ratio,
+        memory,
+    )
+
+
+def skipped(out: Console, cells: list[Cell]) -> None:
+    """Why some cells have no timing, each reason once."""
+    reasons: dict[tuple[str, str], None] = {
+        (cell.backend, cell.skipped): None for cell in cells if cell.skipped
+    }
+    for backend, reason in reasons:
+        out.print(Text(f"{backend} was left out: {reason}.", "yellow"))
+
+
+def advice(out: Console, rows: list[Any]) -> None:
+    """What to use, and how to get it."""
+    if not rows:
+        out.print(Text("No form was shown equal, so none is recommended.", "bold red"))
+    for row in rows:
+        out.print()
+        out.print(Text(f"{row.sentence}.", "bold green"))
+        if row.command:
+            out.print(f"  make: {row.command}", soft_wrap=True)
+        out.print(f"  run:  {row.usage}", soft_wrap=True)

@@ -1,0 +1,116 @@
+"""From MODEL to what a profile measures: forms, float64 reference and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import cells, macs, runners
+from fastvit_cli.errors import BadInput, JobFailed, summary
+
+if TYPE_CHECKING:
+    from fastvit_cli.profile import Job
+
+
+@dataclass(frozen=True)
+class Made:
+    """One model, ready to be measured.
+
+    Attributes:
+        facts: its JSON: parameters, MACs and ops of each form.
+        state: what the compiler's stages made; None where there is nothing to fuse.
+    """
+
+    grid: cells.Grid
+    facts: dict[str, Any]
+    notes: list[str]
+    state: Any
+
+
+def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) -> Made:
+    """Load a model and fuse it.
+
+    Raises:
+        BadInput: MODEL or an option is at fault.
+        JobFailed: its fused form is not equal.
+    """
+    runner = runners.load(text, job.options)
+    as_loaded = "fused" if runner.card.form == "fused" else "train"
+    as_loaded = "as given" if runner.form == "onnx" else as_loaded
+    model = runner.model if runner.form == "module" else runner.call
+    forms = {as_loaded: model if runner.model is not None else None}
+    notes = [*runner.notes]
+    state = None
+    if as_loaded == "train":
+        stage(f"fuse {text}")
+        state = fuse(runner)
+        forms["fused"] = state.rewritten.module
+    subjects = {
+        name: cells.subject_of(runner, form, scratch, job.threads)
+        for name, form in forms.items()
+    }
+    grid = cells.Grid(
+        name=text,
+        forms=subjects,
+        reference=runner.in_float64(),
+        backends=job.backends,
+        dtypes=job.dtypes or (runner.dtype,),
+    )
+    if grid.reference is None:
+        notes.append(f"{text}: no float64 reference, so that no form is advised")
+    facts = {
+        "model": text,
+        "input_size": list(runner.card.input_size),
+        "weights": runner.card.weights,
+        "forms": {name: _counts(subject) for name, subject in subjects.items()},
+    }
+    return Made(grid, facts, notes, state)
+
+
+def fuse(runner: runners.Runner) -> Any:
+    """The stages' state after a fusion that was shown to be equal.
+
+    Raises:
+        BadInput: the compiler cannot take the model.
+        JobFailed: the result is not equal.
+    """
+    import repcompiler as rc
+    from repcompiler.compile import run_stages
+
+    try:
+        state = run_stages(runner.model, runner.inputs)
+    except rc.RepCompilerError as error:
+        message = f"{runner.name}: {error.args[0] if error.args else error}"
+        raise BadInput(message, hint=error.hint) from error
+    verdict = state.report.equivalence
+    if not verdict.ok:
+        raise JobFailed(
+            f"{runner.name}: the fused form is not shown to be equal: "
+            f"{verdict.verdict}.",
+            hint="Run `fastvit fuse` on it for the report.",
+        )
+    return state
+
+
+def _counts(subject: cells.Subject) -> dict[str, Any]:
+    """Parameters, MACs and ops of one forward pass of batch 1."""
+    from repcompiler.counting import count
+
+    if subject.model is None:
+        return {"params": None, "macs": None, "ops": None}
+    params = sum(p.numel() for p in subject.model.parameters())
+    ops, dispatched = count(subject.model, subject.inputs)
+    row: dict[str, Any] = {"params": params, "ops": ops.total(), "macs": dispatched}
+    try:
+        counted = macs.count(subject.model, subject.inputs)
+    except Exception as error:  # fvcore traces, which a model may not survive
+        return {**row, "macs_by_operator": None, "uncounted": summary(error, 120)}
+    return {
+        **row,
+        "macs": counted.total,
+        "macs_dispatched": dispatched,
+        "macs_by_operator": counted.by_operator,
+        "uncounted": counted.uncounted,
+    }

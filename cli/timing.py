@@ -1,0 +1,161 @@
+"""Timing of several callables against one another, and what they need in memory.
+
+Runs are interleaved: each round visits every callable, so that what else the machine
+does falls on all of them alike. A visit starts with calls that are not counted: the
+threads of the runtime before may still spin, and its data still fill the caches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Key = TypeVar("Key")
+Call = Callable[[], Any]
+
+MIN_ROUNDS = 5
+MAX_ROUNDS = 60
+VISIT_SECONDS = 0.03
+WARM_CALLS = 1
+RESET_PEAK = "5"  # what the kernel's clear_refs takes to forget the peak
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call.
+
+    Attributes:
+        median: over all counted calls.
+        spread: half the distance of the quartiles, relative to the median.
+        best: the fastest call.
+        calls: how many were counted.
+    """
+
+    median: float
+    spread: float
+    best: float
+    calls: int
+
+    def to_dict(self) -> dict[str, float]:
+        """The fields by their JSON names."""
+        return {
+            "milliseconds": self.median,
+            "spread": self.spread,
+            "best_milliseconds": self.best,
+            "calls": self.calls,
+        }
+
+
+def interleave(
+    calls: Mapping[Key, Call], seconds: float, *, min_rounds: int = MIN_ROUNDS
+) -> dict[Key, list[list[float]]]:
+    """For each callable the seconds of its counted calls, one list a round.
+
+    Args:
+        calls: what to time; each waits for its own result.
+        seconds: when to stop, once `min_rounds` are done.
+        min_rounds: rounds that are made however long they take.
+    """
+    times: dict[Key, list[list[float]]] = {key: [] for key in calls}
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
+    end = time.perf_counter() + seconds
+    for done in range(MAX_ROUNDS):
+        if done >= min_rounds and time.perf_counter() > end:
+            break
+        shuffle(order)  # no callable always follows the same other one
+        for key in order:
+            times[key].append(_visit(calls[key]))
+    return times
+
+
+def _visit(call: Call) -> list[float]:
+    for _ in range(WARM_CALLS):
+        call()
+    counted: list[float] = []
+    while not counted or (sum(counted) < VISIT_SECONDS and len(counted) < 10):
+        start = time.perf_counter()
+        call()
+        counted.append(time.perf_counter() - start)
+    return counted
+
+
+def summarise(rounds: list[list[float]]) -> Timing:
+    """The calls of all rounds in four figures."""
+    calls = [1e3 * seconds for counted in rounds for seconds in counted]
+    middle = statistics.median(calls)
+    spread = 0.0
+    if len(calls) > 1:
+        low, _, high = statistics.quantiles(calls, n=4)
+        spread = (high - low) / 2 / middle
+    return Timing(middle, spread, min(calls), len(calls))
+
+
+def ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    """Median over rounds of the ratio within the round: slow spells cancel."""
+    pairs = zip(ours, theirs)
+    return statistics.median(
+        statistics.median(mine) / statistics.median(other) for mine, other in pairs
+    )
+
+
+# ---- memory ------------------------------------------------------------------------
+
+
+def peak_growth(call: Call, device: str = "cpu") -> tuple[Any, int | None]:
+    """(result, bytes by which memory grew at most while `call` ran).
+
+    On a CPU it is the growth of the resident set, which the kernel keeps count of
+    (Linux), after the free heap has been handed back; None elsewhere.
+    """
+    if device.startswith("cuda"):
+        return _cuda_growth(call)
+    gc.collect()
+    _trim()
+    before = _resident("VmRSS") if _forget_peak() else None
+    result = call()
+    after = _resident("VmHWM")
+    known = before is not None and after is not None
+    return result, max(after - before, 0) if known else None
+
+
+def _cuda_growth(call: Call) -> tuple[Any, int]:
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = call()
+    torch.cuda.synchronize()
+    return result, torch.cuda.max_memory_allocated() - before
+
+
+def _trim() -> None:
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # another libc keeps its heap to itself
+        return
+
+
+def _forget_peak() -> bool:
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write(RESET_PEAK)
+    except OSError:
+        return False
+    return True
+
+
+def _resident(field: str) -> int | None:
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            row = next(line for line in file if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
+    return int(row.split()[1]) * 1024

@@ -1,0 +1,224 @@
+"""`fastvit profile`: its cells, its counts, and advice that speed alone cannot buy."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import torch
+from fastvit_cli import advice, backends, cells, macs, timing
+from fastvit_cli.cells import Cell
+from helpers import randomise
+from torch import nn
+
+import repcompiler as rc
+from repcompiler.counting import count
+
+FEW = ("--backend", "eager", "--backend", "eager-channels-last", "--seconds", "0")
+
+
+def test_json_has_every_cell_its_error_and_the_device(fastvit, net):
+    result = fastvit("profile", net, *FEW, "--batch", 1, "--batch", 3, "--json", "-")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    rows = document["measurements"]
+    assert {(r["form"], r["backend"], r["batch"]) for r in rows} == {
+        (form, backend, batch)
+        for form in ("train", "fused")
+        for backend in ("eager", "eager-channels-last")
+        for batch in (1, 3)
+    }
+    for row in rows:
+        assert row["milliseconds"] >= row["best_milliseconds"] > 0
+        assert row["equal"]
+        assert row["error_ratio"] <= cells.MAX_ERROR_RATIO
+    assert document["device"]["threads"] == torch.get_num_threads()
+    assert [r["batch"] for r in document["recommendations"]] == [1, 3]
+    forms = document["models"][0]["forms"]
+    assert forms["fused"]["ops"] < forms["train"]["ops"]
+
+
+def test_the_screen_names_the_advised_command(fastvit, net):
+    result = fastvit("profile", net, *FEW)
+    assert result.code == 0
+    flat = " ".join(result.out.split())
+    assert "on this device use the" in flat
+    assert f"fastvit fuse {net} -o" in flat or "train form" in flat
+
+
+def test_several_models_stand_side_by_side(fastvit, net):
+    other = net.replace("build", "Small")
+    result = fastvit("profile", net, other, *FEW, "--json", "-")
+    document = json.loads(result.out)
+    assert [row["model"] for row in document["models"]] == [net, other]
+    assert {row["model"] for row in document["recommendations"]} == {net, other}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--backend", "tensorrt"), "--backend tensorrt is not known"),
+        (("--batch", "0"), "--batch 0 is not positive"),
+        (("--batch", "2", "--batch", "2"), "--batch is given twice"),
+        (("--threads", "0"), "--threads 0 is not positive"),
+        (("--dtype", "int8"), "--dtype int8 is not known"),
+    ],
+)
+def test_bad_options_are_one_line(fastvit, net, args, said):
+    result = fastvit("profile", net, *args)
+    assert result.code == 2
+    assert said in result.error
+
+
+def test_a_backend_that_is_not_here_says_how_to_get_it(fastvit, net, monkeypatch):
+    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
+    result = fastvit(
+        "profile", net, "--backend", "openvino", "--backend", "eager", "--seconds", "0"
+    )
+    assert result.code == 0
+    assert "pip install openvino" in " ".join(result.out.split())
+    alone = fastvit("profile", net, "--backend", "openvino")
+    assert alone.code == 1
+    assert "pip install openvino" in alone.err
+
+
+# ---- accuracy before speed ----------------------------------------------------------
+
+
+def made(form: str, milliseconds: float, ratio: float | None, **more) -> Cell:
+    row = {"backend": "eager", "dtype": "float32", "batch": 1, **more}
+    return Cell(
+        "net",
+        form,
+        **row,
+        timing=timing.Timing(milliseconds, 0.0, milliseconds, 9),
+        error_ratio=ratio,
+        distance=1e-7,
+    )
+
+
+def test_a_fast_wrong_form_is_never_advised():
+    rows = [made("train", 10.0, 1.0), made("fused", 1.0, 9.0), made("fused", 2.0, None)]
+    (advised,) = advice.advise(rows, [])
+    assert advised.cell is rows[0]
+    assert "no faster than" in advised.sentence
+
+
+def test_the_fastest_equal_form_is_advised_with_its_command():
+    rows = [
+        made("train", 10.0, 1.0),
+        made("fused", 5.0, 2.0, backend="onnxruntime"),
+        made("fused", 2.0, 1.0, backend="openvino", dtype="bfloat16"),
+    ]
+    own, low = advice.advise(rows, ["--model-arg=width=8"])
+    assert own.cell is rows[1]
+    assert own.speed_up == 2.0
+    assert own.command == "fastvit fuse net -o net-fused.onnx --model-arg=width=8"
+    assert low.cell is rows[2]
+    assert "bf16" in low.usage
+    assert "as exact as bfloat16 allows" in low.sentence
+
+
+def test_of_two_forms_as_fast_the_simpler_backend_is_advised():
+    rows = [made("fused", 5.0, 1.0, backend="compile"), made("fused", 5.05, 1.0)]
+    assert advice.advise(rows, [])[0].cell is rows[1]
+
+
+def test_errors_are_those_of_the_compilers_own_check():
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Linear(6, 4)
+    wrong = nn.Linear(6, 4)
+    wrong.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        wrong.bias += 1e-5
+    x = torch.randn(3, 6, generator=generator)
+    with torch.no_grad():
+        truth = model.double()(x.double())
+        found, own = wrong(x), model.float()(x)
+    ratio, distance = cells._errors(found, own, truth, "float32")
+    verdict = rc.verify(model, wrong, (x,))
+    assert ratio == pytest.approx(verdict.error_ratio)
+    assert distance == pytest.approx(
+        float((found.double() - truth).norm() / truth.norm())
+    )
+
+
+@pytest.mark.parametrize("backend", ["eager", "eager-channels-last", "onnxruntime"])
+def test_every_backend_computes_the_model(backend, tmp_path):
+    if backends.BACKENDS[backend].lacks():
+        pytest.skip(backends.BACKENDS[backend].lacks())
+    net = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+    from fastvit_cli.card import Card
+
+    card = Card("net", {"input_size": [3, 9, 11]}, weights={"origin": "random"})
+    x = torch.randn(1, 3, 9, 11, generator=torch.Generator().manual_seed(1))
+    subject = backends.Subject(net, (x,), card, "float32", "cpu", 1, tmp_path)
+    inputs = backends.of_batch(subject, 2)
+    (found,) = cells.flat(backends.BACKENDS[backend].prepare(subject, inputs)())
+    with torch.no_grad():
+        expected = net.double()(inputs[0].double())
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+
+
+# ---- timing and counting ------------------------------------------------------------
+
+
+def test_interleaved_rounds_visit_every_call_and_find_the_slow_one():
+    rounds = timing.interleave(
+        {"fast": lambda: time.sleep(0.001), "slow": lambda: time.sleep(0.004)}, 0.0
+    )
+    assert {len(visits) for visits in rounds.values()} == {timing.MIN_ROUNDS}
+    fast, slow = (timing.summarise(rounds[key]) for key in ("fast", "slow"))
+    assert fast.median >= 1.0
+    assert slow.median >= 4.0
+    assert timing.ratio(rounds["fast"], rounds["fast"]) == 1.0
+    assert timing.ratio(rounds["fast"], rounds["slow"]) < 1.0
+
+
+def test_memory_grows_by_what_a_call_allocates():
+    _, grown = timing.peak_growth(lambda: torch.ones(16 * 2**20).sum())
+    if grown is None:
+        pytest.skip("the kernel of this system keeps no resettable peak")
+    assert 60 * 2**20 < grown < 90 * 2**20
+
+
+class Attention(nn.Module):
+    """One head count's worth of everything that multiplies in an attention."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+        self.proj = nn.Linear(12, 12)
+        self.fused = fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            out = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(out.transpose(1, 2).reshape(n, length, width))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_is_counted_as_by_hand(fused):
+    net, x = Attention(fused).eval(), torch.randn(1, 5, 12)
+    by_hand = 5 * 12 * 36 + 3 * (5 * 5 * 4 + 5 * 5 * 4) + 5 * 12 * 12
+    counted = macs.count(net, (x,))
+    assert counted.total == by_hand
+    assert counted.total == count(net, (x,))[1]
+    if not fused:
+        assert counted.uncounted["softmax"] == 1
+
+
+def test_fastvit_with_attention_is_counted_alike_by_both_counters():
+    import fastvit
+
+    net, x = fastvit.create_model("fastvit_sa12").eval(), torch.randn(1, 3, 64, 64)
+    counted = macs.count(net, (x,))
+    assert counted.total == count(net, (x,))[1]
+    # Two blocks, 16 heads of 32 over 2x2 positions: Q Kᵀ and then the sum of V.
+    assert counted.by_operator[macs.ATTENTION] == 2 * 16 * (4 * 4 * 32 + 4 * 4 * 32)
+    assert counted.uncounted["gelu"] > 0
