@@ -25,6 +25,7 @@ zoo: $(TEST)
 	$(BIN)/python tests/zoo/survey.py report
 
 bench: $(TEST)
+	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/fuse_cost.py
 	$(BIN)/python benchmarks/op_counts.py
 

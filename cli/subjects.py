@@ -36,6 +36,8 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         BadInput: MODEL or an option is at fault.
         JobFailed: its fused form is not equal.
     """
+    import torch
+
     runner = runners.load(text, job.options)
     as_loaded = "fused" if runner.card.form == "fused" else "train"
     as_loaded = "as given" if runner.form == "onnx" else as_loaded
@@ -54,7 +56,7 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     grid = cells.Grid(
         name=text,
         forms=subjects,
-        reference=runner.in_float64(),
+        reference=runner.in_dtype(torch.float64),
         backends=job.backends,
         dtypes=job.dtypes or (runner.dtype,),
     )

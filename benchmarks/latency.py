@@ -1,0 +1,316 @@
+"""What fusing gains in time: ours against timm's and torch's forms, in every runtime.
+
+    python benchmarks/latency.py [MODEL …] [--budget SECONDS] [--json FILE]
+
+All forms of a model in one runtime run in one process, in interleaved rounds of random
+order. `again` is our form a second time: what it differs from itself is the noise.
+
+    train   the model as timm makes it
+    timm    timm's reparameterize_model
+    torch   torch.fx.experimental.optimization.fuse of that
+    ours    repcompiler.fuse
+
+Every form is compared with the float64 original first; one that is off by more than
+eight times the model's own rounding is marked `wrong`, and one that fails says so. The
+record says what was left out when the budget ran out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import functools
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from fastvit_cli import machine, timing
+from op_counts import randomise
+from timm.utils.model import reparameterize_model
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse as torch_fuse
+
+import repcompiler
+
+MODELS = (
+    "fastvit_t8 fastvit_sa12 fastvit_ma36 repvgg_a0 mobileone_s1 repvit_m1 resnet50"
+).split()
+BATCHES = (1, 8)
+RUNTIMES = ("eager", "onnxruntime", "openvino", "eager-channels-last", "compile")
+PEERS = ("train", "timm", "torch")
+FORMS = (*PEERS, "ours", "again")
+RECORDS = Path(__file__).resolve().parent / "records"
+MIN_ROUNDS = 4
+Run = Callable[[], Any]
+
+
+# ---- forms -------------------------------------------------------------------------
+
+
+@functools.cache
+def forms(name: str) -> tuple[dict[str, nn.Module | str], Tensor, nn.Module]:
+    """(each form, or why there is none; one input; the model in float64)."""
+    model = randomise(timm.create_model(name))
+    size = model.pretrained_cfg["input_size"]
+    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    made: dict[str, nn.Module | str] = {"train": model}
+    made["timm"] = attempt(lambda: reparameterize_model(copy.deepcopy(model)).eval())
+    base = made["timm"] if isinstance(made["timm"], nn.Module) else model
+    made["torch"] = attempt(lambda: torch_fuse(copy.deepcopy(base)).eval())
+    made["ours"] = repcompiler.fuse(model, (x,), verify=False).model.eval()
+    return made, x, copy.deepcopy(model).double()
+
+
+def attempt(make: Callable[[], nn.Module]) -> nn.Module | str:
+    """What `make` returns, or the name of its error: peers fail on some models."""
+    try:
+        return make()
+    except Exception as error:
+        return type(error).__name__
+
+
+def wrong(found: Tensor, own: Tensor, truth: Tensor) -> bool:
+    """Whether a form is more than 8 times as far from float64 as plain rounding."""
+    rounding = float((own.double() - truth).norm())
+    floor = torch.finfo(torch.float32).eps * float(truth.norm())
+    return not float((found.double() - truth).norm()) <= 8 * max(rounding, floor)
+
+
+# ---- runtimes ----------------------------------------------------------------------
+
+
+def prepare(runtime: str, model: nn.Module, x: Tensor, threads: int) -> Run:
+    """What runs the model once."""
+    if runtime == "onnxruntime":
+        return in_onnxruntime(model, x, threads)
+    if runtime == "openvino":
+        return in_openvino(model, x, threads)
+    if runtime == "eager-channels-last":
+        model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    if runtime == "compile":
+        torch._dynamo.config.recompile_limit = 4096
+        model = torch.compile(model, dynamic=False, options={"freezing": True})
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
+
+
+def in_onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Run:
+    """The graph that torch.onnx writes, for static sizes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.onnx"
+        torch.onnx.export(model, (x,), path, dynamo=False, opset_version=18)
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def in_openvino(model: nn.Module, x: Tensor, threads: int) -> Run:
+    """OpenVINO's own conversion of the module, in float32."""
+    import openvino
+
+    converted = openvino.convert_model(model, example_input=x, input=[list(x.shape)])
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.compile_model(converted, "CPU", settings).create_infer_request()
+    feed = [x.numpy()]
+
+    def run() -> Tensor:
+        request.infer(feed, share_inputs=True)
+        return torch.from_numpy(request.get_output_tensor(0).data)
+
+    return run
+
+
+# ---- measuring ---------------------------------------------------------------------
+
+
+def measure(name: str, runtime: str, seconds: float, threads: int) -> list[dict]:
+    """One row for each batch size: milliseconds of each form, and ratios."""
+    made, one, wide = forms(name)
+    rows: list[dict[str, Any]] = []
+    for batch in BATCHES:
+        x = torch.cat([one * (1 + index) for index in range(batch)])
+        with torch.no_grad():
+            truth, own = wide(x.double()), made["train"](x)
+        runs, marks = usable(made, runtime, x, threads, (own, truth))
+        rounds = timing.interleave(runs, seconds / len(BATCHES), min_rounds=MIN_ROUNDS)
+        row = {"model": name, "runtime": runtime, "batch": batch, "left_out": marks}
+        rows.append({**row, **figures(rounds)})
+    return rows
+
+
+def usable(
+    made: dict[str, Any], runtime: str, x: Tensor, threads: int, judged: tuple
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """(form → run, form → why there is none)."""
+    runs: dict[str, Run] = {}
+    marks: dict[str, str] = {}
+    for form in FORMS:
+        model = made["ours" if form == "again" else form]
+        if isinstance(model, str):
+            marks[form] = model
+            continue
+        try:
+            run = prepare(runtime, model, x, threads)
+            output = run()
+        except Exception as error:
+            marks[form] = type(error).__name__
+            continue
+        runs[form] = run
+        if wrong(output, *judged):
+            marks[form] = "wrong"
+    return runs, marks
+
+
+def figures(rounds: dict[str, list[list[float]]]) -> dict[str, Any]:
+    """Medians, spreads, and our form's ratio to every other, round by round."""
+    summaries = {form: timing.summarise(rows) for form, rows in rounds.items()}
+    ours = rounds.get("ours")
+    others = {form: rows for form, rows in rounds.items() if form != "ours"}
+    return {
+        "milliseconds": {form: row.median for form, row in summaries.items()},
+        "spread": {form: row.spread for form, row in summaries.items()},
+        "ratio": {f: timing.ratio(ours, rows) for f, rows in others.items()}
+        if ours
+        else {},
+    }
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """exp of the mean logarithm; 1 of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(statistics.mean(logs)) if logs else float("nan")
+
+
+# ---- showing -----------------------------------------------------------------------
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line of the table."""
+    cells = [f"{row['milliseconds'].get(form, math.nan):9.2f}" for form in FORMS]
+    ratios = [f"{row['ratio'].get(form, math.nan):6.2f}" for form in PEERS]
+    noise = abs(row["ratio"].get("again", math.nan) - 1)
+    note = " ".join(f"{form}:{why}" for form, why in row["left_out"].items())
+    print(
+        f"{row['model']:<13} {row['runtime']:<19} {row['batch']:>2}"
+        f"{''.join(cells)}  {' '.join(ratios)}  {noise:5.1%}  {note}",
+        flush=True,
+    )
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each runtime: FastViT against timm's form, and the best peer's, any model."""
+    found: dict[str, Any] = {}
+    for runtime in dict.fromkeys(row["runtime"] for row in rows):
+        mine = [row for row in rows if row["runtime"] == runtime and row["ratio"]]
+        fast = [row for row in mine if row["model"].startswith("fastvit")]
+        # Peers that compute something else do not count as peers.
+        best = [
+            max(r["ratio"][f] for f in PEERS if f in r["ratio"] and f not in wrongs(r))
+            for r in mine
+        ]
+        found[runtime] = {
+            "fastvit_over_timm": geometric_mean(
+                row["ratio"]["timm"] for row in fast if "timm" in row["ratio"]
+            ),
+            "worst_over_best_peer": max(best, default=math.nan),
+            "noise": max(
+                (abs(r["ratio"]["again"] - 1) for r in mine), default=math.nan
+            ),
+        }
+    return found
+
+
+def wrongs(row: dict[str, Any]) -> set[str]:
+    """Forms that do not compute the model."""
+    return {form for form, why in row["left_out"].items() if why == "wrong"}
+
+
+def header(threads: int) -> dict[str, Any]:
+    """Where, with what and how the record was made."""
+    return {
+        **machine.describe("cpu", threads),
+        "date": datetime.date.today().isoformat(),
+        "load": Path("/proc/loadavg").read_text("ascii").split()[0],
+        "repcompiler": repcompiler.__file__ and machine.package_version(),
+        "command": " ".join(["python", "benchmarks/latency.py", *sys.argv[1:]]),
+        "method": "interleaved rounds in random order, one process; ratios are medians "
+        "over rounds of ours over the other",
+    }
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole record: what the budget left out is listed."""
+    start, rows, missed = time.perf_counter(), [], []
+    pairs = [(name, runtime) for runtime in options.runtimes for name in options.models]
+    for name, runtime in pairs:
+        if time.perf_counter() - start > options.budget:
+            missed.append(f"{name} in {runtime}")
+            continue
+        share = options.budget / len(pairs) / 3  # the rest is exporting and compiling
+        try:
+            found = measure(name, runtime, share, options.threads)
+        except Exception as error:  # the other cells are still worth having
+            missed.append(f"{name} in {runtime}: {type(error).__name__}: {error}"[:200])
+            continue
+        for row in found:
+            show(row)
+        rows += found
+    return {
+        "header": header(options.threads),
+        "rows": rows,
+        "summary": summary(rows),
+        "left_out": missed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", default=MODELS)
+    parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=700.0, metavar="SECONDS")
+    parser.add_argument("--json", metavar="FILE", help="default: a dated record")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(machine.line(machine.describe("cpu", options.threads)))
+    titles = "".join(f"{form:>9}" for form in FORMS)
+    peers = " ".join(PEERS)
+    print(f"{'model':<13} {'runtime':<19}  n{titles}   ours over: {peers}  noise")
+    record = run(options)
+    for runtime, row in record["summary"].items():
+        print(f"{runtime}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    for text in record["left_out"]:
+        print(f"left out: {text}")
+    today = record["header"]["date"]
+    path = Path(options.json or RECORDS / f"{today}-latency.json")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
