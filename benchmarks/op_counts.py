@@ -22,6 +22,7 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse as torch_fuse
+from torch.utils import _pytree as pytree
 
 import repcompiler
 
@@ -57,7 +58,9 @@ def peers() -> dict[str, Callable[[nn.Module], nn.Module]]:
     }
 
 
-def left_by(peer: Callable[[nn.Module], nn.Module], model: nn.Module, x: Tensor) -> Any:
+def left_by(
+    peer: Callable[[nn.Module], nn.Module], model: nn.Module, inputs: tuple[Any, ...]
+) -> Any:
     """The number of ops a peer leaves, or what went wrong.
 
     A deep net may blow up plain rounding, so an output that is off in float32 gets a
@@ -65,27 +68,50 @@ def left_by(peer: Callable[[nn.Module], nn.Module], model: nn.Module, x: Tensor)
     """
     try:
         other = peer(copy.deepcopy(model)).eval()
-        error = distance(model, other, x)
-        if error > 1e-4:
+        error = distance(model, other, inputs)
+        if not error < 1e-4:
             wide = copy.deepcopy(model).double()
-            error = distance(wide, peer(copy.deepcopy(wide)).eval(), x.double())
-        return count(other, x) if error < 1e-4 else f"wrong ({error:.0e})"
+            double = pytree.tree_map(in_double, inputs)
+            error = distance(wide, peer(copy.deepcopy(wide)).eval(), double)
+        return count(other, inputs) if error < 1e-4 else f"wrong ({error:.0e})"
     except Exception as failure:
         return type(failure).__name__
 
 
-def distance(a: nn.Module, b: nn.Module, x: Tensor) -> float:
-    """Relative distance of two outputs."""
+def in_double(leaf: Any) -> Any:
+    """Floating tensors in float64."""
+    floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return leaf.double() if floating else leaf
+
+
+def distance(a: nn.Module, b: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Relative distance of two models' outputs, the largest of all their tensors."""
     with torch.no_grad():
-        expected, found = a(x), b(x)
-    return float((found - expected).norm() / expected.norm())
+        expected, found = (_tensors(m(*_copies(inputs))) for m in (a, b))
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        return float("inf")
+    pairs = [(e.double(), f.double()) for e, f in zip(expected, found)]
+    ratios = [_ratio(float((f - e).norm()), float(e.norm())) for e, f in pairs]
+    return max(ratios, key=lambda ratio: (ratio != ratio, ratio), default=0.0)
 
 
-def count(model: nn.Module, x: Tensor) -> int:
+def _ratio(error: float, size: float) -> float:
+    return 0.0 if error == 0 else error / size if size else float("inf")
+
+
+def _copies(inputs: tuple[Any, ...]) -> Any:
+    return pytree.tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, inputs)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def count(model: nn.Module, inputs: tuple[Any, ...]) -> int:
     """Compute ops, by the compiler's own counter (`repcompiler.counting`)."""
     from repcompiler.counting import count as count_both
 
-    return count_both(model, (x,))[0].total()
+    return count_both(model, inputs)[0].total()
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -94,7 +120,7 @@ def measure(name: str) -> dict[str, Any]:
     x = torch.randn(1, *model.pretrained_cfg["input_size"])
     report = repcompiler.fuse(model, (x,)).report
     row: dict[str, Any] = {"model": name, "before": report.ops.before}
-    row.update({key: left_by(peer, model, x) for key, peer in peers().items()})
+    row.update({key: left_by(peer, model, (x,)) for key, peer in peers().items()})
     equal = report.equivalence
     row.update(
         ours=report.ops.after,

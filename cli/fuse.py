@@ -30,7 +30,7 @@ fastvit fuse torchvision:resnet50 --dtype bfloat16 -o resnet50.safetensors
 fastvit fuse net.py:build --model-arg num_classes=10 --json -
 """
 
-DOORS = ("auto", "symbolic_trace", "export")
+DOORS = ("auto", "symbolic_trace", "export", "submodules")
 
 
 Model = Annotated[

@@ -35,6 +35,7 @@ def fusion(
     out.print()
     _regions(out, report.regions, verbose)
     _kept(out, report.kept, verbose)
+    _parts(out, report.parts, verbose)
     out.print(totals(report))
     out.print(verdict(report.equivalence))
     for note in report.notes:
@@ -43,6 +44,22 @@ def fusion(
         out.print(f"Wrote {row['path']} ({row['bytes'] / 1e6:.1f} MB)")
     if document["outputs"] and loaded.card.weights["origin"] == "random":
         out.print(Text("The weights are random, and the file says so.", "yellow"))
+
+
+def _parts(out: Console, parts: Sequence[Any], verbose: bool) -> None:
+    """What was captured on its own, of a model that has no graph as a whole."""
+    if not parts:
+        return
+    table = _table("Captured submodule by submodule")
+    table.add_column("Submodule", overflow="fold")
+    table.add_column("Door")
+    table.add_column("Why it was left", overflow="fold")
+    for part in parts if verbose else parts[:FULL_LIST]:
+        table.add_row(Text(part.name), part.door or "left", Text(part.reason[:200]))
+    out.print(table)
+    if len(parts) > FULL_LIST and not verbose:
+        out.print(Text(f"{len(parts) - FULL_LIST} more: --verbose lists them.", "dim"))
+    out.print()
 
 
 def _regions(out: Console, regions: Sequence[Any], verbose: bool) -> None:

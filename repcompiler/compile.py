@@ -9,22 +9,26 @@ and hands back the state, which is what the tests, the goldens and `--debug` loo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 from repcompiler.capture import Model, run_capture
 from repcompiler.certificate import certificate
 from repcompiler.compose import compose
+from repcompiler.errors import CaptureError, UnsupportedInput
 from repcompiler.facts import gather
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
 from repcompiler.mutation import keep_dtypes
 from repcompiler.operators import RULES
+from repcompiler.part import Signature
+from repcompiler.parts import Pipeline
 from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
 from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
@@ -41,9 +45,11 @@ from repcompiler.verify import (
     region_error,
     sample_batches,
 )
+from repcompiler.whole import DOOR, fuse_parts
 
 STAGES = ("capture", "lift", "compose", "select", "lower", "verify", "report")
 SAMPLES = 4
+Inputs = Sequence[Any] | Mapping[str, Any] | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class FuseResult:
 
 def fuse(
     model: Model,
-    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_inputs: Inputs | None = None,
     *,
     verify: bool = True,
     samples: int = SAMPLES,
@@ -72,12 +78,15 @@ def fuse(
     Args:
         model: an nn.Module in eval mode, an fx.GraphModule or an ExportedProgram. It is
             not changed, and shares nothing with the result.
-        example_inputs: positional inputs. Without them only what is provable from the
-            graph alone is fused, and the whole model is not run.
+        example_inputs: positional inputs, or a mapping of keywords to inputs. Without
+            them only what is provable from the graph alone is fused, and the whole
+            model is not run.
         verify: check every region and the whole model; the report says if not.
         samples: how many inputs the whole model is compared on, the example first.
         rules: the operator table; extend it as ``{**RULES, target: rule}``.
-        capture: `auto`, `symbolic_trace` or `export`.
+        capture: `auto`, `symbolic_trace`, `export` or `submodules`. `auto` tries them
+            in this order; with the last, the result is a copy of the model in which
+            the submodules that could be captured are fused.
         progress: called with the name of each stage as it starts.
         certify: hand back a certificate, which `certify` checks without the compiler.
         debug: assert the invariants of every stage's result (`invariants`).
@@ -89,24 +98,72 @@ def fuse(
     Raises:
         NotEval, CaptureError, UnsupportedInput: see `repcompiler.errors`.
     """
-    state = run_stages(
-        model,
-        example_inputs,
-        verify=verify,
-        samples=samples,
-        rules=rules,
-        door=capture,
-        progress=progress,
-        debug=debug,
-    )
+    inputs = positional_inputs(model, example_inputs)
+    door = "auto" if capture == DOOR else capture
+
+    def pipeline(part: Model, given: tuple[Any, ...] | None, many: int = 1) -> State:
+        return run_stages(
+            part,
+            given,
+            verify=verify,
+            samples=many,
+            rules=rules,
+            door=door,
+            progress=progress,
+            debug=debug,
+        )
+
+    if capture == DOOR:
+        return _by_parts(model, inputs, pipeline, verify, samples)
+    try:
+        state = pipeline(model, inputs, samples)
+    except CaptureError as error:
+        if capture != "auto" or inputs is None or isinstance(model, GraphModule):
+            raise
+        return _by_parts(model, inputs, pipeline, verify, samples, error)
     assert state.rewritten is not None and state.report is not None
     record = certificate(state) if certify else None
     return FuseResult(state.rewritten.module, state.report, record)
 
 
+def _by_parts(
+    model: Model,
+    inputs: tuple[Any, ...] | None,
+    pipeline: Pipeline,
+    check: bool,
+    samples: int,
+    error: CaptureError | None = None,
+) -> FuseResult:
+    """Fuse what can be captured of a model that has no graph as a whole."""
+    if inputs is None or not isinstance(model, nn.Module):
+        raise UnsupportedInput(
+            "Fusing submodule by submodule needs a module and example_inputs."
+        )
+    why = "Only submodules were asked for." if error is None else str(error.args[0])
+    sizes: dict[str, Any] = {"check": check, "samples": samples}
+    return FuseResult(*fuse_parts(model, inputs, pipeline, why=why, **sizes))
+
+
+def positional_inputs(
+    model: Model, example_inputs: Inputs | None
+) -> tuple[Any, ...] | None:
+    """Example inputs by position, from a tensor, a sequence or a mapping of keywords.
+
+    Raises:
+        UnsupportedInput: `forward` takes one of them by keyword only, or not at all.
+    """
+    if example_inputs is None or isinstance(example_inputs, torch.Tensor):
+        return None if example_inputs is None else (example_inputs,)
+    if not isinstance(example_inputs, Mapping):
+        return tuple(example_inputs)
+    if not isinstance(model, nn.Module):
+        model = model.module()
+    return Signature.of(model).positional((), example_inputs)
+
+
 def run_stages(
     model: Model,
-    example_inputs: Sequence[Any] | torch.Tensor | None = None,
+    example_inputs: Inputs | None = None,
     *,
     verify: bool = True,
     samples: int = SAMPLES,
@@ -117,9 +174,7 @@ def run_stages(
     debug: bool = False,
 ) -> State:
     """Run the pipeline up to and including `stop_after`."""
-    if isinstance(example_inputs, torch.Tensor):
-        example_inputs = (example_inputs,)
-    inputs = None if example_inputs is None else tuple(example_inputs)
+    inputs = positional_inputs(model, example_inputs)
     table = RULES if rules is None else rules
     state = State(model, inputs, table, check=verify, samples=samples)
     stages: dict[str, Callable[[], None]] = {

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -43,10 +47,28 @@ def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
 
 
 def _export_once(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> GraphModule:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         program = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
         return program_module(program)
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Without what torch.export warns of and prints on the way: it may just fail."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    silent = io.StringIO()
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(silent),
+            redirect_stderr(silent),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _attempts(

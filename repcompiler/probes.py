@@ -26,20 +26,36 @@ def probe_shapes(
     if has_steps or unread or (scatters and len(meaning.terms) > 1):
         return _example_shapes((*meaning.sources, *unread), facts)
     spatial = max((len(_axes(term)) for term in meaning.terms), default=0)
-    reach = max((a.span for t in meaning.terms for a in _axes(t)), default=1)
+    inside = [_inside(meaning, index) for index in range(spatial)]
     strided = any(axis.stride > 1 for term in meaning.terms for axis in _axes(term))
     # Padding wider than the window gives outputs even for one input.
     grown = max(
         (-(-a.tail // a.stride) for t in meaning.terms for a in _axes(t)), default=0
     )
-    sets = [(1, 0), (2, 0), (reach + 2, 0)] + [(2, 1), (reach + 3, 1)] * strided
-    sets = [(outputs + max(grown, 0), rest) for outputs, rest in sets]
+    # Sizes grow by axis, so that no axis can be mistaken for another.
+    sets = [([n + i for i in range(spatial)], 0) for n in (1, 2)]
+    sets += [([n + i for i, n in enumerate(inside)], 0)]
+    if strided:
+        sets += [([2 + i for i in range(spatial)], 1)]
+        sets += [([n + 1 + i for i, n in enumerate(inside)], 1)]
+    sets = [([n + max(grown, 0) for n in outputs], rest) for outputs, rest in sets]
     shapes = [
         shape
         for outputs, rest in (sets if spatial else sets[:1])
         if (shape := _shapes(meaning, value, facts, outputs, rest)) is not None
     ]
     return list(dict.fromkeys(shapes))
+
+
+def _inside(meaning: Meaning, index: int) -> int:
+    """Outputs along an axis that hold both borders and two in between.
+
+    Only outputs whose window leaves the input differ from those in between.
+    """
+    found = [axes[index] for t in meaning.terms if len(axes := _axes(t)) > index]
+    low = max((-(-axis.pad_low // axis.stride) for axis in found), default=0)
+    high = max((-(-axis.pad_high // axis.stride) for axis in found), default=0)
+    return max(low, 0) + max(high, 0) + 2
 
 
 def _example_shapes(
@@ -59,9 +75,9 @@ def _axes(term: Term) -> tuple[Axis, ...]:
 
 
 def _shapes(
-    meaning: Meaning, value: Node, facts: Facts, outputs: int, rest: int
+    meaning: Meaning, value: Node, facts: Facts, outputs: list[int], rest: int
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Source shapes that give about `outputs` positions per axis (growing by axis)."""
+    """Source shapes that give about so many outputs along each axis."""
     found: dict[Node, tuple[int, ...]] = {}
     for term in meaning.terms:
         shape = _source_shape(term, meaning, value, facts, outputs, rest)
@@ -71,7 +87,12 @@ def _shapes(
 
 
 def _source_shape(
-    term: Term, meaning: Meaning, value: Node, facts: Facts, outputs: int, rest: int
+    term: Term,
+    meaning: Meaning,
+    value: Node,
+    facts: Facts,
+    outputs: list[int],
+    rest: int,
 ) -> tuple[int, ...] | None:
     axis = term.map.axis if term.map.axis is not None else meaning.axis
     rank = facts.rank(term.source) or facts.rank(value)
@@ -84,8 +105,9 @@ def _source_shape(
         return None
     axes = _axes(term) or (Axis(),) * spatial
     sizes: list[int] = []
-    for index, window in enumerate(axes):
-        least = (outputs + index - 1) * window.stride + 1 - window.tail
+    free = range(1 + len(outputs), 1 + len(axes))  # of a map without a window
+    for wanted, window in zip((*outputs, *free), axes):
+        least = (wanted - 1) * window.stride + 1 - window.tail
         sizes.append(least + rest * (window.stride - 1))
     leading = (len(PROBE_SCALES), *FREE)[: rank - spatial - 1]
     if any(size < 1 for size in sizes):

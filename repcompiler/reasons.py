@@ -48,6 +48,10 @@ class Reason(Enum):
     NOT_CONSTANT = ("not_constant", "a weight or statistic is computed from the input")
     MUTATED = ("mutated", "the value, or an alias of it, is written in place")
     HOOKED = ("hooked", "the module has hooks or a replaced forward")
+    NOT_CAPTURED = (
+        "not_captured",
+        "it stands in a part of the model that no door could turn into a graph",
+    )
     UNKNOWN_SHAPE = (
         "unknown_shape",
         "without example inputs the rank or the channels cannot be proved",

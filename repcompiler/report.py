@@ -60,6 +60,18 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class PartReport:
+    """A submodule of a model that has no graph as a whole.
+
+    `door` is None where the submodule was left as it is; then `reason` says why.
+    """
+
+    name: str
+    door: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class VerifyReport:
     """The verdict on two whole models.
 
@@ -97,6 +109,7 @@ class FuseReport:
     equivalence: VerifyReport
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    parts: tuple[PartReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as schema version 1 (without the fields only a command knows)."""
@@ -111,6 +124,7 @@ class FuseReport:
             "equivalence": self.equivalence.to_dict(),
             "seconds": dict(self.seconds),
             "notes": list(self.notes),
+            "parts": [dict(vars(part)) for part in self.parts],
         }
 
     def to_json(self) -> str:

@@ -167,12 +167,18 @@ class _Found:
 
 def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     """Trace with proxies; if that fails, with default arguments bound, then with
-    buffers as the plain tensors that they are now."""
+    buffers as the plain tensors that they are now.
+
+    An example that is None, a flag or a word is bound at once: code that asks whether
+    it is None would be told that a proxy is not.
+    """
     if is_hooked(model):
         raise CaptureError("the model itself has hooks, which a trace would lose")
     errors: list[BaseException] = []
-    bound = _defaults(model, inputs)
-    choices = [None, bound] if bound else [None]
+    fixed = _constants(model, inputs)
+    choices = [fixed or None]
+    if bound := {**_defaults(model, inputs), **_constants(model, inputs, (int, float))}:
+        choices.append({**bound, **fixed})
     for proxy_buffers, arguments in product((True, False), choices):
         found = _Found(model)
         try:
@@ -186,6 +192,20 @@ def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
         finally:
             found.restore()
     raise CaptureError(first_line(errors[0]))
+
+
+_FIXED = (type(None), bool, str)
+
+
+def _constants(
+    model: nn.Module,
+    inputs: tuple[Any, ...] | None,
+    kinds: tuple[type, ...] = _FIXED,
+) -> dict[str, Any]:
+    """The example inputs of these types, by the name of their parameter."""
+    names = inspect.signature(model.forward).parameters
+    given = zip(names, inputs or ())
+    return {name: value for name, value in given if isinstance(value, kinds)}
 
 
 def _defaults(model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, Any]:

