@@ -50,10 +50,8 @@ def _parts(out: Console, parts: Sequence[Any], verbose: bool) -> None:
     """What was captured on its own, of a model that has no graph as a whole."""
     if not parts:
         return
-    table = _table("Captured submodule by submodule")
-    table.add_column("Submodule", overflow="fold")
-    table.add_column("Door")
-    table.add_column("Why it was left", overflow="fold")
+    title = "Captured submodule by submodule"
+    table = _table("Submodule", "Door", "Why it was left", title=title)
     for part in parts if verbose else parts[:FULL_LIST]:
         table.add_row(Text(part.name), part.door or "left", Text(part.reason[:200]))
     out.print(table)
