@@ -51,7 +51,7 @@ def _parts(out: Console, parts: Sequence[Any], verbose: bool) -> None:
     if not parts:
         return
     title = "Captured submodule by submodule"
-    table = _table("Submodule", "Door", "Why it was left", title=title)
+    table = new_table("Submodule", "Door", "Why it was left", title=title)
     for part in parts if verbose else parts[:FULL_LIST]:
         table.add_row(Text(part.name), part.door or "left", Text(part.reason[:200]))
     out.print(table)
