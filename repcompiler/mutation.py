@@ -18,6 +18,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from repcompiler.facts import Facts, op_name
+from repcompiler.lift import is_hooked
 
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -44,11 +45,15 @@ def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]
     """Make writes functional, in place; returns what is still written: names, nodes."""
     nodes = list(module.graph.nodes)
     writes = {node: target for node in nodes if (target := written(node, module))}
-    if not writes:
+    effects = [node for node in nodes if _acts(node, module)]
+    if not writes and not effects:
         return frozenset(), frozenset()
     order = {node: index for index, node in enumerate(nodes)}
     groups = _alias_groups(nodes, module, writes)
     pinned: set[Node] = set()
+    for node in effects:
+        node.meta["writes"] = True
+        pinned |= {node}.union(*(groups[i] for i in node.all_input_nodes))
     for node, target in writes.items():
         if not _undo(module, node, target, groups[target], order):
             node.meta["writes"] = True
@@ -121,7 +126,7 @@ def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[
         return [writes[node]]
     if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
-        plain = type(leaf).__module__.startswith("torch.nn")
+        plain = type(leaf).__module__.startswith("torch.nn.")
         fresh = plain and not isinstance(leaf, _VIEW_MODULES)
         return [] if fresh else node.all_input_nodes
     if node.op in ("placeholder", "get_attr", "output"):
@@ -132,8 +137,21 @@ def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[
 def _foreign(node: Node) -> bool:
     """A function that is not torch's own may return its argument."""
     home = str(getattr(node.target, "__module__", "") or "")
-    known = home.startswith(("torch", "_operator", "math", "builtins"))
+    known = home.split(".")[0] in ("torch", "_operator", "math", "builtins")
     return node.op == "call_function" and bool(home) and not known
+
+
+def _acts(node: Node, module: GraphModule) -> bool:
+    """Whether a call of somebody else's code is there for what it does, not returns.
+
+    Its result is not read, so it writes to its arguments, as far as anybody can tell.
+    """
+    if node.users or not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        leaf = module.get_submodule(str(node.target))
+        return is_hooked(leaf) or not type(leaf).__module__.startswith("torch.nn.")
+    return _foreign(node)
 
 
 def _undo(

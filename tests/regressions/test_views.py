@@ -273,3 +273,28 @@ def test_a_vector_on_channels_that_weights_fix_is_folded_at_any_size(door):
         std=nn.Parameter(torch.rand(1, 8) + 0.5),
     )
     assert kinds(check(net, SIZES, door=door, blind=False).model) == {"relu", "Linear"}
+
+
+# ---- somebody else's functions -----------------------------------------------------
+
+
+def shift_in_place(x: Tensor, by: float) -> None:
+    """Writes to its argument and returns nothing, out of the tracer's sight."""
+    x[:, 1:].add_(by)
+
+
+torch.fx.wrap("shift_in_place")
+
+
+def test_call_that_is_there_for_what_it_writes_stays():
+    def body(s, x):
+        y = s.conv(x)
+        shift_in_place(y, 3.0)
+        return s.norm(y)
+
+    net = randomise(Net(body, conv=conv(8, 8), norm=nn.BatchNorm2d(8)))
+    x = draw((2, 8, 5, 6))
+    result = rc.fuse(net, (x,))
+    assert result.report.capture == "symbolic_trace"
+    assert result.report.equivalence.ok, result.report.equivalence
+    assert torch.equal(net(x), result.model(x))
