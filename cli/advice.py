@@ -125,7 +125,7 @@ def _recipe(cell: Cell, options: Sequence[str]) -> tuple[str, str]:
     if cell.dtype != "float32" and backend.artefact == ".pt2":
         words += ["--dtype", cell.dtype]
     elif cell.dtype == "bfloat16":
-        usage = usage.replace("'CPU')", "'CPU', {'INFERENCE_PRECISION_HINT': 'bf16'})")
+        usage = usage.replace("'f32'", "'bf16'")
     if cell.form != "fused":
         return "", usage.replace("FILE", repr(f"{stem}{backend.artefact}"))
     return shlex.join(words), usage.replace("FILE", repr(file))

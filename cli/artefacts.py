@@ -11,7 +11,7 @@ from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
 from fastvit_cli.exporters import WRITERS, Artefact, onnx_can_run
 from fastvit_cli.files import check_writable
 
-SUFFIXES = {"--output": tuple(WRITERS), "--report": (".json",)}
+SUFFIXES = {"--output": tuple(WRITERS), "--report": (".json", ".html")}
 
 
 def plan(outputs: Sequence[str], reports: Sequence[str]) -> tuple[list[Path], ...]:
@@ -68,8 +68,5 @@ def _check_suffix(path: Path, option: str) -> None:
     known = SUFFIXES[option]
     if path.suffix in known:
         return
-    if (option, path.suffix) == ("--report", ".html"):
-        problem = "HTML reports are not supported in this version"
-    else:
-        problem = f"{path.suffix!r} says no format" if path.suffix else "no suffix"
+    problem = f"{path.suffix!r} says no format" if path.suffix else "no suffix"
     raise BadInput(f"{option} {path}: {problem}.", hint=f"Use {' or '.join(known)}.")

@@ -236,7 +236,7 @@ BACKENDS: dict[str, Backend] = {
         ".onnx",
         False,
         _needs("openvino", "pip install openvino"),
-        "openvino.compile_model(FILE, 'CPU')",
+        "openvino.compile_model(FILE, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})",
     ),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from fastvit_cli import artefacts
+from fastvit_cli import artefacts, pages
 from fastvit_cli import options as common
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
@@ -52,7 +52,9 @@ Output = Annotated[
 ]
 Report = Annotated[
     list[str] | None,
-    typer.Option(metavar="FILE", help="File for the report: .json; repeatable."),
+    typer.Option(
+        metavar="FILE", help="File for the report: .json or .html; repeatable."
+    ),
 ]
 Certificate = Annotated[
     str | None,
@@ -245,4 +247,6 @@ def _write(
             text = json.dumps(result.certificate, indent=1) + "\n"
             place.write_text(text, encoding="utf-8")
         for place in temporary[len(job.outputs) : ends]:
-            place.write_text(to_json(document), encoding="utf-8")
+            html = place.suffix == ".html"
+            text = pages.fusion(document, result.report) if html else to_json(document)
+            place.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from fastvit_cli.backends import ANY, BACKENDS
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.console import Screen, Stage, open_screen
 from fastvit_cli.errors import BadInput, JobFailed
+from fastvit_cli.files import all_or_nothing, check_writable
 
 if TYPE_CHECKING:
     from fastvit_cli.cells import Cell, Grid
@@ -61,6 +62,10 @@ Seconds = Annotated[
     float,
     typer.Option(metavar="S", help="Time for the timing of each batch size."),
 ]
+Html = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Write the result as one page: .html."),
+]
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Job:
     dtypes: tuple[str, ...]
     threads: int
     seconds: float
+    html: Path | None = None
 
 
 @dataclass
@@ -105,6 +111,7 @@ def profile(
     dtype: Dtypes = None,
     threads: Threads = None,
     seconds: Seconds = 10.0,
+    html: Html = None,
     weights: common.Weights = None,
     model_arg: common.ModelArg = None,
     pretrained: common.Pretrained = False,
@@ -143,6 +150,7 @@ def profile(
         dtypes=_choices("--dtype", dtype, ANY),
         threads=_threads(threads),
         seconds=max(seconds, 0.0),
+        html=_page(html),
     )
     _run(job, screen)
 
@@ -169,6 +177,15 @@ def _choices(
     return _unique(option, texts or ())
 
 
+def _page(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    if Path(text).suffix != ".html":
+        raise BadInput(f"--html {text} has another suffix.", hint="Use FILE.html.")
+    check_writable(Path(text), "--html")
+    return Path(text)
+
+
 def _threads(wanted: int | None) -> int:
     import torch
 
@@ -181,7 +198,7 @@ def _threads(wanted: int | None) -> int:
 
 def _run(job: Job, screen: Screen) -> None:
     """Load and fuse every model, measure, advise, show."""
-    from fastvit_cli import profile_view, sources
+    from fastvit_cli import pages, profile_view, sources
     from fastvit_cli.cells import scratch_folder
 
     sources.check_device(job.options.device)
@@ -189,7 +206,11 @@ def _run(job: Job, screen: Screen) -> None:
     with screen.working(title) as stage, scratch_folder() as scratch, screen.hushed():
         result = _measure(job, Path(scratch), stage)
     profile_view.show(screen.people, result)
-    screen.emit(result.to_dict())
+    document = result.to_dict()
+    if job.html is not None:
+        with all_or_nothing([job.html]) as (temporary,):
+            temporary.write_text(pages.profile(document), encoding="utf-8")
+    screen.emit(document)
     if not any(cell.timing for cell in result.cells):
         raise JobFailed(
             f"nothing could be measured: {result.cells[0].skipped}.",

@@ -15,7 +15,15 @@ from repcompiler.counting import count
 from repcompiler.lift import Affine, Carry, Opaque, op_label
 from repcompiler.reasons import Reason
 from repcompiler.regions import Rewrite, module_path
-from repcompiler.report import Change, FuseReport, Kept, OpCount, Region, VerifyReport
+from repcompiler.report import (
+    Change,
+    FuseReport,
+    Kept,
+    OpCount,
+    Region,
+    RegionNode,
+    VerifyReport,
+)
 from repcompiler.state import State
 
 
@@ -70,7 +78,27 @@ def _region(region: Rewrite, state: State) -> Region:
         ops=Change(sum(_computes(n, state) for n in gone), len(added)),
         params=Change(_node_parameters(gone, state), _added_parameters(region, state)),
         macs=Change(_node_macs(gone, state), _meaning_macs(region, state)),
+        graph=_graph(region, set(gone), state),
     )
+
+
+def _graph(region: Rewrite, gone: set[Node], state: State) -> tuple[RegionNode, ...]:
+    """What computed the region's value before: sources, then nodes in order."""
+    assert state.facts is not None
+    nodes = (*region.meaning.sources, *region.nodes)
+    places = {node: place for place, node in enumerate(nodes)}
+    rows: list[RegionNode] = []
+    for node in nodes:
+        source = node not in region.nodes
+        inputs = (
+            ()
+            if source
+            else tuple(places[i] for i in node.all_input_nodes if i in places)
+        )
+        role = "source" if source else "removed" if node in gone else "stays"
+        name = module_path(node) or node.name
+        rows.append(RegionNode(name, op_label(node, state.facts), inputs, role))
+    return tuple(rows)
 
 
 def node_name(node: Node, state: State) -> str:

@@ -32,11 +32,25 @@ class OpCount:
 
 
 @dataclass(frozen=True)
+class RegionNode:
+    """One node of a region as it was: `inputs` are places in the region's list.
+
+    `role` is `source` (given), `removed`, or `stays` (something else reads it too).
+    """
+
+    name: str
+    op: str
+    inputs: tuple[int, ...]
+    role: str
+
+
+@dataclass(frozen=True)
 class Region:
     """The nodes that one rewrite replaced.
 
     `exactness` is the largest error of the fused kernels, in float64, relative to
     |A||x| + |b| of the same output channel; None where the region was not checked.
+    `graph` is what computed the value before: its sources first, the value last.
     """
 
     name: str
@@ -47,6 +61,7 @@ class Region:
     ops: Change
     params: Change
     macs: Change
+    graph: tuple[RegionNode, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,4 +150,5 @@ class FuseReport:
 def _region_dict(region: Region) -> dict[str, Any]:
     row = dict(vars(region))
     row.update({key: dict(vars(row[key])) for key in ("ops", "params", "macs")})
+    row["graph"] = [dict(vars(node)) for node in row["graph"]]
     return row

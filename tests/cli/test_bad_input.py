@@ -69,7 +69,7 @@ CASES = [
     (["fuse", "net.py:build", "-o", "net.tflite"], "'.tflite' says no format", ".onnx"),
     (["fuse", "net.py:build", "-o", "net"], "no suffix", ".pt2"),
     (["fuse", "net.py:build", "-o", "n.pt2", "-o", "./n.pt2"], "twice", "once"),
-    (["fuse", "net.py:build", "--report", "r.html"], "not supported", ".json"),
+    (["fuse", "net.py:build", "--report", "r.txt"], "says no format", ".html"),
     (["fuse", "net.py:build", "--report", "r.xml"], "'.xml'", ".json"),
     (["fuse", "net.py:build", "--report", "gone/r.json"], "no directory", "mkdir"),
     (["fuse", "net.py:build", "--json", "gone/r.json"], "no directory", "mkdir"),

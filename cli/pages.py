@@ -1,0 +1,113 @@
+"""HTML reports: one file each, with styles and drawings inside and no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastvit_cli import drawing, machine
+from fastvit_cli.render import group, human, relative
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def fusion(document: dict[str, Any], report: Any) -> str:
+    """The page of one fusion.
+
+    Args:
+        document: the JSON of `fastvit fuse`.
+        report: the compiler's report that it was made from.
+    """
+    stages = [
+        {
+            "name": stage,
+            "regions": [_region(region) for region in regions],
+            "ops": sum(r.ops.before - r.ops.after for r in regions),
+        }
+        for stage, regions in group(report.regions).items()
+    ]
+    reasons: dict[str, list[dict[str, Any]]] = {}
+    for kept in document["kept"]:
+        reasons.setdefault(kept["reason"], []).append(kept)
+    totals = [
+        {"name": name, **_change(document[key])}
+        for name, key in (("Ops", "ops"), ("Parameters", "params"), ("MACs", "macs"))
+    ]
+    return _render(
+        "fuse.html",
+        title=f"{document['model']} fused",
+        document=document,
+        totals=totals,
+        stages=stages,
+        reasons=sorted(reasons.items(), key=lambda item: -len(item[1])),
+    )
+
+
+def profile(document: dict[str, Any]) -> str:
+    """The page of one profile, from the JSON of `fastvit profile`."""
+    charts = []
+    rows = [row for row in document["measurements"] if row.get("milliseconds")]
+    for model, batch in dict.fromkeys((r["model"], r["batch"]) for r in rows):
+        mine = [r for r in rows if (r["model"], r["batch"]) == (model, batch)]
+        longest = max(row["milliseconds"] for row in mine)
+        charts.append(
+            {
+                "title": f"{model}, batch {batch}",
+                "rows": [
+                    {**row, "width": 100 * row["milliseconds"] / longest}
+                    for row in sorted(mine, key=lambda row: row["milliseconds"])
+                ],
+            }
+        )
+    skipped = {
+        (row["backend"], row["skipped"])
+        for row in document["measurements"]
+        if row["skipped"]
+    }
+    names = ", ".join(row["model"] for row in document["models"])
+    return _render(
+        "profile.html",
+        title=f"{names} on this device",
+        document=document,
+        device=machine.line(document["device"]),
+        charts=charts,
+        skipped=sorted(skipped),
+    )
+
+
+def _region(region: Any) -> dict[str, Any]:
+    changes = {
+        key: _change(vars(getattr(region, key))) for key in ("ops", "params", "macs")
+    }
+    return {
+        "name": region.name or "(root)",
+        "kind": region.kind,
+        "exactness": region.exactness,
+        "before": drawing.layers(region.graph),
+        "after": drawing.column(region.graph, region.added),
+        "added": region.added,
+        **changes,
+    }
+
+
+def _change(change: dict[str, Any]) -> dict[str, str]:
+    before, after = change["before"], change["after"]
+    return {
+        "before": human(before),
+        "after": human(after),
+        "change": relative(before, after),
+    }
+
+
+def _render(template: str, **context: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["human"] = human
+    return environment.get_template(template).render(**context)

@@ -1,0 +1,128 @@
+"""The HTML reports: whole, alone, and readable on a wide and on a narrow screen."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fastvit_cli import drawing
+from test_layers import ROOT
+
+from repcompiler.report import RegionNode
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+QUICK = ("--backend", "eager", "--seconds", "0")
+MEASURE = (
+    "<script>document.title = [document.documentElement.scrollWidth, innerWidth, "
+    "document.querySelectorAll('svg').length].join(' ')</script>"
+)
+
+
+class Page(HTMLParser):
+    """What a page refers to outside itself, and its texts."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.outside += [v or "" for k, v in attrs if k in ("src", "href", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def pages(fastvit, net, folder) -> dict[str, str]:
+    """The two reports of one small model."""
+    fused = fastvit("fuse", net, "--report", "fuse.html", "--report", "fuse.json")
+    profiled = fastvit("profile", net, *QUICK, "--html", "profile.html")
+    assert (fused.code, profiled.code) == (0, 0), fused.err + profiled.err
+    return {n: (folder / f"{n}.html").read_text() for n in ("fuse", "profile")}
+
+
+def test_pages_are_whole_and_refer_to_nothing_outside(pages):
+    for source in pages.values():
+        page = Page(source)
+        assert page.outside == []
+        assert not re.search(r"url\(|@import|https?://", source)
+        assert "prefers-color-scheme: dark" in source
+        assert {"h1", "main", "table"} <= set(page.tags)
+
+
+def test_the_fusion_page_shows_each_region_with_what_replaced_it(pages, folder):
+    page = Page(pages["fuse"])
+    report = json.loads((folder / "fuse.json").read_text())
+    assert report["regions"]
+    for region in report["regions"]:
+        assert region["name"] in page.text
+        assert [node["op"] for node in region["graph"] if node["role"] == "removed"]
+    assert page.tags.count("svg") == 2 * len(report["regions"])
+
+
+def test_the_profile_page_has_each_measurement_and_the_advice(pages):
+    text = Page(pages["profile"]).text
+    assert "train, eager" in text
+    assert "fused, eager" in text
+    assert "on this device use the" in " ".join(text.split())
+
+
+def test_a_profile_page_needs_its_suffix(fastvit, net):
+    result = fastvit("profile", net, "--html", "page.txt")
+    assert result.code == 2
+    assert "another suffix" in result.error
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here to lay the pages out")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_page_is_wider_than_its_window(pages, folder, width):
+    for name, source in pages.items():
+        place = folder / f"{name}-measured.html"
+        place.write_text(source.replace("</body>", f"{MEASURE}</body>"))
+        found = laid_out(place, width)
+        assert found[0] <= found[1] == width, name
+        assert found[2] == source.count("<svg")
+
+
+def laid_out(page: Path, width: int) -> list[int]:
+    """[width of the content, of the window, drawings], as the browser has them."""
+    command = [
+        *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
+        *("--disable-background-networking", f"--user-data-dir={page.parent}/profile"),
+        *(f"--window-size={width},900", "--dump-dom", page.as_uri()),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    title = re.search(r"<title>([\d ]+)</title>", done.stdout)
+    assert title is not None, done.stderr[-500:]
+    return [int(number) for number in title[1].split()]
+
+
+def test_branches_stand_side_by_side_and_every_line_leads_down():
+    nodes = (
+        RegionNode("x", "placeholder", (), "source"),
+        RegionNode("a", "conv2d", (0,), "removed"),
+        RegionNode("b", "conv2d", (0,), "removed"),
+        RegionNode("sum", "add", (1, 2), "removed"),
+    )
+    drawn = drawing.layers(nodes)
+    assert drawn.boxes[1]["y"] == drawn.boxes[2]["y"]
+    assert drawn.boxes[1]["x"] + drawing.BOX[0] < drawn.boxes[2]["x"]
+    assert len(drawn.lines) == 4
+    assert all(top < bottom for _, top, _, bottom in drawn.lines)
+    after = drawing.column(nodes, ("net.conv",))
+    assert [box["role"] for box in after.boxes] == ["source", "added"]
+
+
+def test_a_wheel_holds_the_templates():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r"package-data\]\s+fastvit_cli = \[\"templates/\*\.html\"\]", text)
+    assert {path.suffix for path in (ROOT / "cli/templates").iterdir()} == {".html"}
