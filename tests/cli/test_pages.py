@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -17,10 +18,13 @@ from repcompiler.report import RegionNode
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 QUICK = ("--backend", "eager", "--seconds", "0")
-MEASURE = (
-    "<script>document.title = [document.documentElement.scrollWidth, innerWidth, "
-    "document.querySelectorAll('svg').length].join(' ')</script>"
-)
+# A frame can be narrower than the narrowest window that a browser opens.
+FRAME = """<title>none</title>
+<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<script>onload = () => {{
+  const frame = document.querySelector("iframe"), page = frame.contentDocument;
+  document.title = [page.documentElement.scrollWidth, frame.contentWindow.innerWidth,
+    page.querySelectorAll("svg").length].join(" "); }}</script>"""
 
 
 class Page(HTMLParser):
@@ -86,19 +90,19 @@ def test_a_profile_page_needs_its_suffix(fastvit, net):
 @pytest.mark.parametrize("width", [1280, 400])
 def test_no_page_is_wider_than_its_window(pages, folder, width):
     for name, source in pages.items():
-        place = folder / f"{name}-measured.html"
-        place.write_text(source.replace("</body>", f"{MEASURE}</body>"))
-        found = laid_out(place, width)
+        place = folder / f"{name}-framed.html"
+        place.write_text(FRAME.format(width=width, page=html.escape(source)))
+        found = laid_out(place)
         assert found[0] <= found[1] == width, name
         assert found[2] == source.count("<svg")
 
 
-def laid_out(page: Path, width: int) -> list[int]:
+def laid_out(page: Path) -> list[int]:
     """[width of the content, of the window, drawings], as the browser has them."""
     command = [
         *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
         *("--disable-background-networking", f"--user-data-dir={page.parent}/profile"),
-        *(f"--window-size={width},900", "--dump-dom", page.as_uri()),
+        *("--window-size=1400,900", "--dump-dom", page.as_uri()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     title = re.search(r"<title>([\d ]+)</title>", done.stdout)
