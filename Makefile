@@ -1,6 +1,6 @@
 # make demo   fuse, verify and report on a FastViT variant
 # make test   lint, types and tests
-# make zoo    fuse every timm model, resumable (hours); make bench: ratios against peers
+# make zoo    fuse the models of nine packages, resumable (hours); make bench: ratios
 # All make .venv on first use; PYTHON chooses the interpreter (3.10 or later).
 
 PYTHON ?= python3
@@ -21,6 +21,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2
 
 zoo: $(TEST)
+	$(PIP) install -e '.[zoo]'
 	$(BIN)/python tests/zoo/survey.py run
 	$(BIN)/python tests/zoo/survey.py report
 

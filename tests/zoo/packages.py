@@ -90,7 +90,8 @@ def _torchvision(name: str) -> Built:
     if "optical_flow" in home:
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if "video" in home:
-        frames, side = (16, 224) if "mvit" in name or "swin" in name else (8, 112)
+        large = name.startswith(("mvit", "swin", "s3d"))
+        frames, side = (16, 224) if large else (8, 112)
         return model, (torch.randn(1, 3, frames, side, side),)
     return model, _image(224)
 

@@ -25,11 +25,13 @@ def monai_table() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         ),
         "AttentionUnet": (lambda: n.AttentionUnet(**volume, **steps), cube),
         "BasicUNet": (
-            lambda: n.BasicUNet(**volume, features=(8,) * 6, norm="batch"),
+            lambda: n.BasicUNet(**volume, features=(8, 8, 16, 16, 32, 8), norm="batch"),
             cube,
         ),
         "BasicUNetPlusPlus": (
-            lambda: n.BasicUNetPlusPlus(**volume, features=(8,) * 6, norm="batch"),
+            lambda: n.BasicUNetPlusPlus(
+                **volume, features=(8, 8, 16, 16, 32, 8), norm="batch"
+            ),
             cube,
         ),
         "SegResNet": (lambda: n.SegResNet(**volume, norm="batch"), cube),
@@ -67,7 +69,7 @@ def monai_table() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
         ),
         "FlexibleUNet": (
             lambda: n.FlexibleUNet(1, 2, "efficientnet-b0", pretrained=False),
-            image,
+            (1, 1, 128, 128),
         ),
         "RegUNet": (lambda: n.RegUNet(3, 1, 8, 2, out_channels=3), cube),
         "LocalNet": (lambda: n.LocalNet(3, 1, 8, (0, 1, 2)), cube),

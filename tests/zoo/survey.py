@@ -118,14 +118,10 @@ def _by_type(report: Any) -> tuple[dict[str, int], dict[str, int]]:
 
 def _leftovers(fused: Any) -> list[str] | None:
     """What an independent reader of the fused graph finds; None where there is none."""
-    from torch.fx import GraphModule
-
     if importlib.util.find_spec("leftovers") is None:
         return None
     from leftovers import leftovers
 
-    if not isinstance(fused.model, GraphModule):
-        return None
     return leftovers(fused.model, fused.report.kept)
 
 

@@ -26,9 +26,12 @@ def page(records: Records) -> str:
         "`python tests/zoo/survey.py run` and `… report`; never edited by hand.\n",
         f"Stamps (package, torch, compiler source): {'; '.join(stamps)}\n",
         "## Summary\n\n" + _table(["", "Models"], _summary(records, done)),
+        "## Packages\n\n" + _table(PACKAGE_COLUMNS, _packages(records)),
         "## Against the best peer that keeps the function\n\n" + _against(done),
         "## Why affine ops stay\n\n" + _table(["Op: reason", "Ops"], _reasons(done)),
-        "## What failed\n\n" + _table(["Model", "Status", "Note"], _failed(records)),
+        "## Left without a reason\n\n" + _left_over(done),
+        "## What failed\n\n"
+        + _table(["Model", "Status", "Revision", "Note"], _failed(records)),
         "## The twenty largest error ratios\n\n"
         + _table(["Model", "Error ratio", "Exactness"], _worst(done)),
         "## Time\n\n" + _time(done),
@@ -54,6 +57,41 @@ def _summary(records: Records, done: Records) -> list[list[object]]:
         ["ops after", sum(v["ops"][1] for v in done.values())],
     ]
     return rows
+
+
+PACKAGE_COLUMNS = (
+    "Package|Models|equal|not equal|too large|failed|by trace|by export|by parts|"
+    "norms before|after|ops before|after"
+).split("|")
+
+
+def _packages(records: Records) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for package in sorted({key.split(":")[0] for key in records}):
+        mine = [v for k, v in records.items() if k.split(":")[0] == package]
+        done = [v for v in mine if "ops" in v]
+        status = Counter(v["status"] for v in mine)
+        doors = Counter(v["door"] for v in done)
+        good, large = status["equal"], status["too large"]
+        rows.append(
+            [package, len(mine), good, len(done) - good, large]
+            + [len(mine) - len(done) - large]
+            + [doors[d] for d in ("symbolic_trace", "export", "submodules")]
+            + [sum(v["norms"][i] for v in done) for i in (0, 1)]
+            + [sum(v["ops"][i] for v in done) for i in (0, 1)]
+        )
+    return rows
+
+
+def _left_over(done: Records) -> str:
+    """What the independent reader of the fused graphs found (`leftovers.py`)."""
+    read = {
+        k: v["leftovers"] for k, v in done.items() if v.get("leftovers") is not None
+    }
+    rows: list[list[object]] = [[k, line] for k, v in read.items() for line in v]
+    total = f"An independent reader looked at {len(read)} fused models and found "
+    total += f"{len(rows)} ops that could join a neighbour and have no reason.\n"
+    return total + ("\n" + _table(["Model", "Op"], rows[:40]) if rows else "")
 
 
 def best_peer(record: Record) -> int | None:
@@ -86,7 +124,12 @@ def _reasons(done: Records) -> list[list[object]]:
 def _failed(records: Records) -> list[list[object]]:
     fine = ("equal", "too large")
     return [
-        [name, v["status"], str(v.get("note", "")).replace("|", "/")[:160]]
+        [
+            name,
+            v["status"],
+            v["stamp"].split()[-1],
+            str(v.get("note", "")).replace("|", "/")[:160],
+        ]
         for name, v in sorted(records.items())
         if v["status"] not in fine
     ]
@@ -100,14 +143,33 @@ def _worst(done: Records) -> list[list[object]]:
     ]
 
 
+STAGES = ("capture", "lift", "compose", "select", "lower", "verify")
+
+
 def _time(done: Records) -> str:
-    total = {k: v["seconds"]["capture"] + v["seconds"]["fuse"] for k, v in done.items()}
-    if not total:
+    """Median and the slowest, without what `torch.export` takes."""
+    seconds = {k: _own_time(v) for k, v in done.items()}
+    if not seconds:
         return ""
-    slowest = sorted(total, key=lambda k: -total[k])[:5]
-    rows = [
-        [k, *(done[k]["seconds"][s] for s in ("capture", "lower"))] for k in slowest
+    slowest = sorted(seconds, key=lambda k: -seconds[k])[:5]
+    rows: list[list[object]] = [
+        [k, f"{seconds[k]:.1f}", done[k]["door"]]
+        + [done[k]["seconds"].get(stage, 0) for stage in STAGES]
+        for k in slowest
     ]
-    median = statistics.median(total.values())
-    head = f"Capture to lower, with the checks in between: median {median:.1f} s."
-    return f"{head}\n\n" + _table(["Slowest", "capture", "lower"], rows)
+    median, total = statistics.median(seconds.values()), len(seconds)
+    over = sum(value > 60 for value in seconds.values())
+    head = (
+        f"Capture (but not `torch.export`), fusing and every check, on a machine that "
+        f"was busy with other work: median {median:.1f} s over {total} models, {over} "
+        "over 60 s. The slowest, in seconds a stage (lower builds the kernels and "
+        "checks each region; verify runs the whole model in float64):\n\n"
+    )
+    return head + _table(["Slowest", "Total", "Door", *STAGES], rows)
+
+
+def _own_time(record: Record) -> float:
+    spent = record["seconds"]
+    traced = record["door"] == "symbolic_trace"
+    stages = STAGES if traced else STAGES[1:]
+    return sum(spent.get(stage, 0.0) for stage in stages)

@@ -13,7 +13,8 @@ RECORD = {
     "peers": {"timm": 3, "torch": "wrong (1e-01)", "both": 5},
     "error_ratio": 1.25,
     "exactness": 1e-15,
-    "seconds": {"capture": 1.0, "fuse": 2.0, "lower": 1.5},
+    "seconds": {"capture": 1.0, "fuse": 2.0, "lower": 1.5, "verify": 0.5},
+    "leftovers": ["batch_norm bn"],
     "kept": {"batch_norm: no_neighbour": 2},
 }
 FAILED = {"stamp": "timm torch abc", "status": "error", "note": "a | b"}
@@ -24,9 +25,11 @@ def test_page_counts_what_the_records_hold() -> None:
     assert "| verdict: equal | 1 |" in text
     assert "| batch norms after | 0 |" in text
     assert "| timm:a | 4 | 3 |" in text
-    assert "| timm:b | error | a / b |" in text
+    assert "| timm:b | error | abc | a / b |" in text
     assert "| batch_norm: no_neighbour | 2 |" in text
-    assert "median 3.0 s" in text
+    assert "median 3.0 s over 1 models, 0 over 60 s" in text
+    assert "| timm | 2 | 1 | 0 | 0 | 1 | 1 | 0 | 0 | 3 | 0 | 10 | 4 |" in text
+    assert "| timm:a | batch_norm bn |" in text
 
 
 def test_a_peer_with_another_output_is_no_peer() -> None:
