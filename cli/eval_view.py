@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fastvit_cli.sources import Loaded
+    from fastvit_cli.runners import Runner
 
     from fastvit.evaluate import Evaluation
 
@@ -19,7 +19,7 @@ SKIPPED = 5  # images that are named; the JSON has all
 
 def show(
     out: Console,
-    loaded: Loaded,
+    loaded: Runner,
     notes: tuple[str, ...],
     found: Evaluation,
     document: dict[str, Any],

@@ -17,7 +17,7 @@ from fastvit_cli.files import all_or_nothing, check_writable
 
 if TYPE_CHECKING:
     from fastvit_cli.judging import Classifier
-    from fastvit_cli.sources import Loaded
+    from fastvit_cli.runners import Runner
 
     from fastvit.data import TimmImages
     from fastvit.evaluate import Evaluation, Predictions
@@ -146,12 +146,12 @@ def _run(request: Request, files: list[Path], screen: Screen) -> None:
     Raises:
         JobFailed: the fused form gives another class for some image.
     """
-    from fastvit_cli import judging, sources
+    from fastvit_cli import judging, runners
     from fastvit_cli.train import as_stops
 
     with screen.working(request.model) as stage, as_stops(starting=True):
         stage("load")
-        loaded = sources.load(request.model, request.options)
+        loaded = runners.load(request.model, request.options)
         classifier = judging.as_classifier(loaded)
         images = _images(request, loaded, classifier)
         forms = {"model": classifier.run}
@@ -173,7 +173,7 @@ def _run(request: Request, files: list[Path], screen: Screen) -> None:
         )
 
 
-def _images(request: Request, loaded: Loaded, classifier: Classifier) -> TimmImages:
+def _images(request: Request, loaded: Runner, classifier: Classifier) -> TimmImages:
     """The images, with the model's class indices.
 
     Raises:
@@ -269,7 +269,7 @@ def confused(said: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _document(
-    request: Request, loaded: Loaded, images: TimmImages, found: Evaluation
+    request: Request, loaded: Runner, images: TimmImages, found: Evaluation
 ) -> dict[str, Any]:
     from fastvit.evaluate import agreement
 
@@ -305,7 +305,7 @@ def _disagreements(found: Evaluation) -> int:
 
 def _show(
     screen: Screen,
-    loaded: Loaded,
+    loaded: Runner,
     classifier: Classifier,
     images: TimmImages,
     found: Evaluation,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastvit_cli.errors import BadInput, summary
 
 if TYPE_CHECKING:
-    from fastvit_cli.sources import Loaded
+    from fastvit_cli.runners import Runner
     from torch import Tensor
 
     from fastvit.config import Preprocessing
@@ -27,7 +27,7 @@ class Classifier:
     notes: tuple[str, ...] = ()
 
 
-def as_classifier(loaded: Loaded) -> Classifier:
+def as_classifier(loaded: Runner) -> Classifier:
     """The loaded model on batches of images.
 
     Raises:
@@ -35,7 +35,7 @@ def as_classifier(loaded: Loaded) -> Classifier:
             logits (N, K).
     """
     preprocessing, notes = preprocessing_of(loaded)
-    run = runner(loaded, loaded.model)
+    run = batched(loaded, loaded.call)
     image = loaded.inputs[0]
     logits = run(image[:1].float())
     shape = tuple(getattr(logits, "shape", ()))
@@ -48,11 +48,10 @@ def as_classifier(loaded: Loaded) -> Classifier:
     return Classifier(run, shape[1], preprocessing, notes)
 
 
-def runner(loaded: Loaded, model: Any) -> Run:
+def batched(loaded: Runner, call: Callable[..., Any]) -> Run:
     """A callable from images (N, C, H, W) in float32 to logits, of any batch size."""
     import torch
 
-    call = model if isinstance(model, torch.nn.Module) else model.module()
     dtype = loaded.inputs[0].dtype
     fixed = None if loaded.dynamic_batch else loaded.inputs[0].shape[0]
 
@@ -65,7 +64,7 @@ def runner(loaded: Loaded, model: Any) -> Run:
     return run
 
 
-def preprocessing_of(loaded: Loaded) -> tuple[Preprocessing, tuple[str, ...]]:
+def preprocessing_of(loaded: Runner) -> tuple[Preprocessing, tuple[str, ...]]:
     """How the model's images are made, and what had to be assumed about it.
 
     Raises:
@@ -102,7 +101,7 @@ def preprocessing_of(loaded: Loaded) -> tuple[Preprocessing, tuple[str, ...]]:
     return made, ((said,) if missing else ())
 
 
-def fused(loaded: Loaded) -> Run:
+def fused(loaded: Runner) -> Run:
     """The fused form of the loaded model, checked by the compiler.
 
     Raises:
@@ -110,12 +109,17 @@ def fused(loaded: Loaded) -> Run:
     """
     import repcompiler as rc
 
+    if loaded.model is None:
+        raise BadInput(
+            f"--fuse cannot rewrite {loaded.name}, which is an ONNX graph.",
+            hint="Name the model that it was made from, or leave --fuse out.",
+        )
     try:
         result = rc.fuse(loaded.model, example_inputs=loaded.inputs)
     except rc.RepCompilerError as error:
         message = f"{loaded.name}: {error.args[0] if error.args else error}"
         raise BadInput(message, hint=error.hint) from error
-    return runner(replace(loaded, model=result.model), result.model)
+    return batched(loaded, result.model)
 
 
 def try_run(run: Run, images: Tensor, name: str) -> Tensor:

@@ -48,7 +48,7 @@ def predict(
 
     Images are resized, cropped and normalised as the model's file says.
     """
-    from fastvit_cli import eval_view, judging, sources
+    from fastvit_cli import eval_view, judging, runners
 
     screen = open_screen(json_target, quiet=quiet, debug=debug)
     options = ModelOptions(
@@ -62,7 +62,7 @@ def predict(
     )
     with screen.working(model) as stage:
         stage("load")
-        loaded = sources.load(model, options)
+        loaded = runners.load(model, options)
         classifier = judging.as_classifier(loaded)
         stage("predict")
         pictures, unreadable = read_all(image, classifier)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from test_resume import assert_same_state
 from train_helpers import write_images
+
+from fastvit.checkpoint import read_state
 
 SETTINGS = (
     *("--set", "epochs=2", "--set", "warmup_epochs=0", "--set", "image_size=16"),
@@ -109,10 +115,20 @@ def test_fuse_at_end_leaves_the_fused_files_and_their_report(train, folder, fast
     assert report["ops"]["after_by_type"].get("batch_norm", 0) == 0
     args = ("eval", "data", "--json", "-", "--model")
     plain = json.loads(fastvit(*args, "run/best.safetensors").out)
-    fused = json.loads(fastvit(*args, "run/fused.pt2").out)
-    assert (folder / "run/fused.onnx").exists()
-    assert fused["top1"] == plain["top1"]
-    assert fused["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    for name in ("run/fused.pt2", "run/fused.onnx"):
+        fused = json.loads(fastvit(*args, name).out)
+        assert fused["top1"] == plain["top1"]
+        assert fused["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        assert fused["weights"]["origin"] == "trained"
+    image = "data/val/a/0.png"
+    likely = [
+        json.loads(fastvit("predict", f"run/{name}", image, "--json", "-").out)
+        for name in ("best.safetensors", "fused.onnx")
+    ]
+    tops = [document["predictions"][0]["top"] for document in likely]
+    assert [guess["class"] for guess in tops[0]] == [g["class"] for g in tops[1]]
+    refused = fastvit("eval", "data", "--model", "run/fused.onnx", "--fuse")
+    assert "is an ONNX graph" in refused.error
 
 
 def test_tensorboard_events_are_written_where_asked_for(train, folder):
@@ -183,6 +199,35 @@ def test_a_signal_ends_the_run_with_its_own_code(net, images, folder):
     assert process.returncode == 143, rest
     assert "SIGTERM: stopped after update" in rest
     assert (folder / "run/last.pt").exists()
+
+
+def test_kill_9_loses_nothing_but_time(train, net, images, folder):
+    """Twice here; `benchmarks/kill_and_resume.py` does it 20 times, at random."""
+    options = ("--set", "epochs=8", "--set", "checkpoint_updates=1", "--resume")
+    assert train(*options, "-o", "whole").code == 0
+    command = [sys.executable, "-m", "fastvit_cli", "train", images, "--model", net]
+    command += ["--recipe", "small", *SETTINGS, *options, "-o", "killed", "--quiet"]
+    positions = []
+    for _ in range(2):
+        kill_after_a_checkpoint(command, folder / "killed/last.pt")
+        at = read_state(folder / "killed/last.pt")["position"]
+        positions.append((at["epoch"], at["update"]))
+    assert (0, 0) < positions[0] < positions[1] < (8, 0)
+    assert train(*options, "-o", "killed").code == 0
+    states = [read_state(folder / run / "last.pt") for run in ("whole", "killed")]
+    assert_same_state(*states)
+
+
+def kill_after_a_checkpoint(command: list[str], last: Path) -> None:
+    """Start the run, wait for a checkpoint of its own and a moment, and kill it."""
+    before = last.stat().st_mtime_ns if last.exists() else 0
+    process = subprocess.Popen(command)
+    while not last.exists() or last.stat().st_mtime_ns == before:
+        assert process.poll() is None
+        time.sleep(0.002)
+    time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
 def flat(text: str) -> str:
