@@ -36,9 +36,19 @@ _VIEWS = frozenset(
     "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
     "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
     "as_strided contiguous flatten unflatten getitem narrow movedim swapaxes swapdims "
-    "to type_as float half double expand_as tensor_split dropout getattr T".split()
+    "to type_as float half double expand_as tensor_split getattr T "
+    # In eval mode, or where there is nothing to do, these return their very argument.
+    "pos positive dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+    "feature_alpha_dropout einsum bfloat16 type cpu cuda real conj resolve_conj "
+    "resolve_neg ravel moveaxis mT adjoint diagonal unsafe_chunk unsafe_split hsplit "
+    "vsplit dsplit broadcast_to atleast_1d atleast_2d atleast_3d view_as_real "
+    "view_as_complex pixel_shuffle pixel_unshuffle channel_shuffle".split()
 )
-_VIEW_MODULES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)
+_VIEW_MODULES = (
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ChannelShuffle),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]:
