@@ -62,6 +62,10 @@ Seconds = Annotated[
     float,
     typer.Option(metavar="S", help="Time for the timing of each batch size."),
 ]
+Layers = Annotated[
+    int,
+    typer.Option(metavar="N", help="Show the N slowest ops of the last form (eager)."),
+]
 Html = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Write the result as one page: .html."),
@@ -80,6 +84,7 @@ class Job:
     threads: int
     seconds: float
     html: Path | None = None
+    layers: int = 0
 
 
 @dataclass
@@ -111,6 +116,7 @@ def profile(
     dtype: Dtypes = None,
     threads: Threads = None,
     seconds: Seconds = 10.0,
+    layers: Layers = 0,
     html: Html = None,
     weights: common.Weights = None,
     model_arg: common.ModelArg = None,
@@ -151,6 +157,7 @@ def profile(
         threads=_threads(threads),
         seconds=max(seconds, 0.0),
         html=_page(html),
+        layers=max(layers, 0),
     )
     _run(job, screen)
 
@@ -205,7 +212,7 @@ def _run(job: Job, screen: Screen) -> None:
     title = ", ".join(job.models)
     with screen.working(title) as stage, scratch_folder() as scratch, screen.hushed():
         result = _measure(job, Path(scratch), stage)
-    profile_view.show(screen.people, result)
+    profile_view.show(screen.people, result, job.layers)
     document = result.to_dict()
     if job.html is not None:
         with all_or_nothing([job.html]) as (temporary,):
@@ -229,6 +236,9 @@ def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
         grids.append(made.grid)
         result.models.append(made.facts)
         result.notes += made.notes
+        if job.layers:
+            stage(f"time the ops of {text}")
+            result.models[-1]["layers"] = subjects.layers(made, job.threads)
     for batch in job.batches:
         result.cells += cells.measure(grids, batch, job.seconds, stage)
     result.notes += _notes(result)

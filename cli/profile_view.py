@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from fastvit_cli.profile import Profile
 
 
-def show(out: Console, result: Profile) -> None:
+def show(out: Console, result: Profile, layers: int = 0) -> None:
     """Show one run of `fastvit profile`."""
     out.print(machine.line(result.device))
     out.print()
     out.print(counts(result.models))
     for row in result.models:
         uncounted(out, row)
+        if row.get("layers"):
+            slowest(out, row, layers)
     out.print()
     for batch in dict.fromkeys(cell.batch for cell in result.cells):
         out.print(measurements([c for c in result.cells if c.batch == batch], batch))
@@ -135,3 +137,29 @@ def advice(out: Console, rows: list[Any]) -> None:
         if row.command:
             out.print(f"  make: {row.command}", soft_wrap=True)
         out.print(f"  run:  {row.usage}", soft_wrap=True)
+
+
+def slowest(out: Console, row: dict[str, Any], shown: int) -> None:
+    """The slowest ops of the fused form, eagerly, against the roofline."""
+    found = row["layers"]
+    limits = found["roofline"]
+    total = sum(op["milliseconds"] for op in found["ops"])
+    table = _table(
+        ("Op", False),
+        *((name, True) for name in ("ms", "Share", "GFLOP/s", "GB/s")),
+        ("Bound", False),
+        ("Roof", True),
+        title=f"{row['model']}, fused, eager: {total:.2f} ms in ops; roofline "
+        f"{limits['gflops']:.0f} GFLOP/s, {limits['gigabytes']:.0f} GB/s",
+    )
+    for op in found["ops"][:shown]:
+        table.add_row(
+            f"{op['name']} ({op['op']})",
+            f"{op['milliseconds']:.3f}",
+            f"{op['milliseconds'] / total:.0%}",
+            f"{op['gflops']:.1f}",
+            f"{op['gigabytes']:.1f}",
+            op["bound"],
+            f"{op['of_roofline']:.0%}",
+        )
+    out.print(table)

@@ -116,3 +116,18 @@ def _counts(subject: cells.Subject) -> dict[str, Any]:
         "macs_by_operator": counted.by_operator,
         "uncounted": counted.uncounted,
     }
+
+
+def layers(made: Made, threads: int) -> dict[str, Any] | None:
+    """Each op of the fused form against the roofline; None where nothing was fused."""
+    from fastvit_cli import layers as ops
+
+    if made.state is None:
+        return None
+    subject = list(made.grid.forms.values())[-1]
+    limits = ops.roofline(subject.device, subject.dtype, threads)
+    rows = ops.measure(subject.model, subject.inputs, limits)
+    return {
+        "roofline": {"gflops": limits.gflops, "gigabytes": limits.gigabytes},
+        "ops": [row.to_dict() for row in rows],
+    }
