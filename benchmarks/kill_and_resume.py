@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -21,36 +21,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastvit_cli.main import run
 
 from fastvit.checkpoint import read_state
+from fastvit.packaged import lay_out, read_packaged
 
 SETTINGS = ("checkpoint_updates=3", "image_size=32", "mixup=0.2", "cutmix=1.0")
 
 
-def command(base: Path, name: str, epochs: int) -> list[str]:
-    """The run called `name`, new or continued."""
+def arguments(base: Path, name: str, epochs: int) -> list[str]:
+    """The command line of the run called `name`, new or continued."""
     settings = [*SETTINGS, f"epochs={epochs}", "batch_size=64", "micro_batch=64"]
     pairs = [part for text in settings for part in ("--set", text)]
-    whole = [sys.executable, "-m", "fastvit_cli", "train", str(base / "digits")]
-    whole += ["--model", "timm:test_resnet", "--recipe", "small", *pairs]
+    whole = ["train", str(base / "digits"), "--model", "timm:test_resnet"]
+    whole += ["--recipe", "small", *pairs]
     return [*whole, "-o", str(base / name), "--resume", "--quiet"]
+
+
+def start(base: Path, name: str, epochs: int) -> int:
+    """A child process that runs the command; forked, so that torch is there already."""
+    child = os.fork()
+    if child == 0:
+        os._exit(run(arguments(base, name, epochs)))
+    return child
+
+
+def finish(child: int) -> None:
+    """Wait for a child that has to end well."""
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def killed_leg(base: Path, epochs: int, wait: float) -> bool:
     """Kill `wait` seconds after a first new checkpoint; False where the run ended."""
     last = base / "killed" / "last.pt"
     before = last.stat().st_mtime_ns if last.exists() else 0
-    process = subprocess.Popen(command(base, "killed", epochs))
-    while process.poll() is None:
-        if last.exists() and last.stat().st_mtime_ns != before:
-            break
-        time.sleep(0.01)
+    child = start(base, "killed", epochs)
+    while not last.exists() or last.stat().st_mtime_ns == before:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.005)
     time.sleep(wait)
-    if process.poll() is not None:
-        return False
-    process.kill()
-    process.wait()
-    return True
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -73,9 +87,8 @@ def main(kills: int, epochs: int) -> int:
     rng = random.Random(int(os.environ.get("SEED", "0")))
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        data = [sys.executable, "-m", "fastvit_cli", "data", "digits"]
-        subprocess.run([*data, str(base / "digits"), "--quiet"], check=True)
-        subprocess.run(command(base, "whole", epochs), check=True)
+        lay_out(read_packaged("digits"), base / "digits")
+        finish(start(base, "whole", epochs))
         done = 0
         while done < kills and killed_leg(base, epochs, rng.uniform(0, 1.5)):
             done += 1
@@ -85,7 +98,7 @@ def main(kills: int, epochs: int) -> int:
                 f"update {at['update']}",
                 flush=True,
             )
-        subprocess.run(command(base, "killed", epochs), check=True)
+        finish(start(base, "killed", epochs))
         states = [read_state(base / name / "last.pt") for name in ("whole", "killed")]
         wrong = differences(*states)
     print(f"{done} kills; {len(wrong)} parts of the final state differ")
