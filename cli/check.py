@@ -84,12 +84,12 @@ class Job:
     options: ModelOptions
     samples: int
     limit: float | None
-    data: str | None
-    certificate: str | None
-    replay: str | None
-    repro: Path | None
-    junit: Path | None
-    sarif: Path | None
+    data: str | None = None
+    certificate: str | None = None
+    replay: str | None = None
+    repro: Path | None = None
+    junit: Path | None = None
+    sarif: Path | None = None
 
 
 def check(
