@@ -100,8 +100,13 @@ def decide(
     cases: Sequence[Case],
     limit: float | None,
     stage: Stage,
+    *,
+    place: bool = True,
 ) -> Outcome:
-    """Compare on every case, lay the graphs side by side, and look for the place."""
+    """Compare on every case, lay the graphs side by side, and look for the place.
+
+    Without `place` only outputs are compared.
+    """
     from repcompiler.verify import MAX_ERROR_RATIO
 
     allowed = MAX_ERROR_RATIO if limit is None else limit
@@ -116,7 +121,7 @@ def decide(
     seconds["outputs"] = time.perf_counter() - start
     start = time.perf_counter()
     stage("op by op")
-    origin = origins.trace(reference, candidate)
+    origin = origins.trace(reference, candidate) if place else None
     seconds["origin"] = time.perf_counter() - start
     start = time.perf_counter()
     first, visible = None, None
@@ -125,10 +130,10 @@ def decide(
     )
     if origin is not None and origin.related and origin.differences:
         first = origin.differences[0]
-    elif failing is not None:
+    elif failing is not None and place:
         stage("first difference")
         first = seeing.first_difference(models, failing)
-    elif origin is None or not origin.related:
+    elif place and (origin is None or not origin.related):
         stage("smallest visible change")
         visible = seeing.smallest_change(models, cases[0], allowed)
     seconds["where"] = time.perf_counter() - start

@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from fastvit_cli import check, data, evaluate, fuse, models, predict, profile, train
+from fastvit_cli import (
+    audit,
+    check,
+    data,
+    evaluate,
+    fuse,
+    models,
+    predict,
+    profile,
+    train,
+)
 from fastvit_cli.errors import Stop, one_line, summary
 from fastvit_cli.options import Version
 
@@ -26,6 +36,7 @@ app = typer.Typer(
 app.command("fuse", epilog=fuse.EXAMPLES)(fuse.fuse)
 app.command("check", epilog=check.EXAMPLES)(check.check)
 app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
+app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
