@@ -128,7 +128,7 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
             tensors_of(candidate, document),
             captured.inputs or reference.inputs,
         )
-    except (rc.RepCompilerError, KeyError, RuntimeError) as error:
+    except (rc.RepCompilerError, KeyError, ValueError, RuntimeError) as error:
         said = f"it is not about these two models: {summary(error, 120)}"
         return Verified((), said)
     return Verified(tuple(rows))

@@ -30,10 +30,18 @@ def certificate(state: State) -> dict[str, Any]:
     document: dict[str, Any] = {
         "format": FORMAT,
         "capture": state.captured.door,
+        "sizes": _sizes(state),
         "regions": [_region(region, state) for region in state.regions],
         "equivalence": state.equivalence.to_dict(),
     }
     return {**document, "digest": digest(document)}
+
+
+def _sizes(state: State) -> list[list[int | None]]:
+    """The sizes of the inputs that sizes in layout ops follow from."""
+    assert state.facts is not None
+    nodes = [n for n in state.graph_module.graph.nodes if n.op == "placeholder"]
+    return [list(state.facts.shape(node) or ()) for node in nodes]
 
 
 def _region(region: Rewrite, state: State) -> dict[str, Any]:

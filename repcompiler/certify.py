@@ -119,7 +119,11 @@ def check_regions(
         exact: float64 values of folded constants of the graph, by name.
         candidate: the candidate's tensors by name.
         inputs: of the reference; they give the sources their sizes.
+
+    Raises:
+        ValueError: the certificate is about inputs of other sizes.
     """
+    inputs = _widened(inputs, document["sizes"])
     wide = _in_float64(graph, exact)
     recorder = _Recorder(wide)
     with torch.no_grad():
@@ -128,6 +132,18 @@ def check_regions(
             _check_region(row, graph, recorder, candidate)
             for row in document["regions"]
         ]
+
+
+def _widened(inputs: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The inputs with the batch that the certificate's sizes were taken at."""
+    made: list[Tensor] = []
+    for value, shape in zip(inputs, sizes):
+        if value.dim() and list(value.shape[1:]) == list(shape[1:]):
+            value = torch.cat([value] * -(-shape[0] // len(value)))[: shape[0]]
+        if list(value.shape) != list(shape):
+            raise ValueError(f"it is about inputs of size {list(shape)}")
+        made.append(value)
+    return made
 
 
 class _Recorder(Interpreter):

@@ -51,17 +51,12 @@ class Widths(nn.Module):
 
 def along_the_width():
     return draw(Widths())
-
-def dilated():
-    from timm.models.byobnet import RepVggBlock
-    return draw(nn.Sequential(RepVggBlock(4, 4, dilation=(2, 2))))
 """
 # trap → the peer that it is about
 WRONG = {
     "called_twice": "torch fx",
     "hooked": "torch fx",
     "along_the_width": "onnxslim",
-    "dilated": "timm",
 }
 
 

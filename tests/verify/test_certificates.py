@@ -173,6 +173,22 @@ def test_ops_are_run_as_torch_runs_them():
     assert torch.equal(found, layer(x))
 
 
+def test_sizes_in_layout_ops_follow_the_batch_that_they_were_taken_at():
+    import timm
+
+    net = randomise(timm.create_model("fastvit_sa12", num_classes=4)).float()
+    x = torch.randn(1, 3, 64, 64)
+    result = rc.fuse(net, (x,), certify=True)
+    card = runner(net).card
+    pair = [
+        of(Loaded(name, model, (x,), card, "float32", "cpu"))
+        for name, model in (("net", net), ("fused", result.model))
+    ]
+    found = verify(json.loads(json.dumps(result.certificate)), *pair)
+    assert found.problems == []
+    assert found.open == []
+
+
 def test_the_command_writes_and_re_verifies_it(tmp_path, monkeypatch):
     from fastvit_cli import main
 
