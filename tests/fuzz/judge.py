@@ -3,6 +3,8 @@
 The oracle is the original in its own arithmetic, on other batches and sizes as well;
 equality is relative to the largest value inside it, since sums may cancel. Nothing here
 reads the compiler's own verdict, but for float32, where only it has the reference.
+A graph from `torch.export` holds for sizes of two and more, as its guards say: there
+an exception at size one is counted apart, but a wrong value never is.
 """
 
 from __future__ import annotations
@@ -255,6 +257,9 @@ def _compare(
         with torch.no_grad():
             found = copy.deepcopy(result.model)(*names["inputs"](shape))
     except Exception as error:
+        if result.report.capture == "export" and 1 in shape[2:]:
+            tally.counts["sizes that export leaves out"] += 1
+            return None
         return Failure("fused " + type(error).__name__, str(error), shape)
     problem = _difference(expected, found, scale, script.casts)
     return None if problem is None else Failure("mismatch", problem, shape)
