@@ -92,10 +92,16 @@ POINT = Axis()
 
 @dataclass(frozen=True)
 class Vector:
-    """One float64 number per channel (`size`), or one for all of them (size None)."""
+    """One float64 number per channel (`size`), or one for all of them (size None).
+
+    `parts` is the sum of the magnitudes that were added up in it, from which one can
+    tell whether they cancelled; None where it is one number, or dear to compute.
+    """
 
     size: int | None
     value: Thunk = field(repr=False, compare=False)
+    parts: Thunk | None = field(default=None, repr=False, compare=False)
+    dear: bool = False
 
 
 @dataclass(frozen=True)

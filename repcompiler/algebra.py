@@ -26,27 +26,7 @@ from repcompiler.affine import (
     Window,
 )
 from repcompiler.reasons import Reason
-
-
-def constant(number: float) -> Vector:
-    """One number for all channels."""
-    return Vector(None, lambda: torch.tensor(number, dtype=torch.float64))
-
-
-def scale_vectors(a: Vector | None, b: Vector | None) -> Vector | None:
-    """a·b, where None is one."""
-    if a is None or b is None:
-        return a or b
-    size = a.size if a.size is not None else b.size
-    return Vector(size, lambda: a.value() * b.value())
-
-
-def add_vectors(a: Vector | None, b: Vector | None) -> Vector | None:
-    """a + b, where None is zero."""
-    if a is None or b is None:
-        return a or b
-    size = a.size if a.size is not None else b.size
-    return Vector(size, lambda: a.value() + b.value())
+from repcompiler.vectors import add_vectors, constant, scale_vectors
 
 
 def as_window(diagonal: Diagonal, like: Window) -> Window | Refusal:
@@ -369,8 +349,11 @@ def push_bias(second: Map, bias: Vector | None) -> Vector | None:
         return Vector(
             second.out_channels,
             lambda: kernels.apply_to_constant(second, bias.value()),
+            dear=True,
         )
-    return Vector(second.out_channels, lambda: _local_transposed(second, bias))
+    return Vector(
+        second.out_channels, lambda: _local_transposed(second, bias), dear=True
+    )
 
 
 def _local_transposed(second: Transposed, bias: Vector) -> torch.Tensor:

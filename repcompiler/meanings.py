@@ -23,6 +23,7 @@ from repcompiler.affine import (
 from repcompiler.facts import Facts
 from repcompiler.lift import Stack
 from repcompiler.reasons import Reason
+from repcompiler.vectors import vanishes
 
 
 def merge(old: Term | None, new: Term) -> Term | Refusal:
@@ -47,17 +48,28 @@ def distribute(part: Map, meaning: Meaning, facts: Facts) -> Meaning | Refusal:
         return Refusal(Reason.SPATIAL_SUM)
     if part.axis is not None and meaning.axis not in (None, part.axis):
         return Refusal(Reason.AXIS_MISMATCH)
+    biased = _is_biased(part, meaning)
     terms: list[Term] = []
     for term in meaning.terms:
         if len(meaning.terms) > 1 and not _channels_fit(part, term, facts):
             return Refusal(Reason.CHANNEL_MISMATCH)
-        mapped = _apply_to_rows(part, term, biased=meaning.bias is not None)
+        mapped = _apply_to_rows(part, term, biased=biased)
         if isinstance(mapped, Refusal):
             return mapped
         terms.append(mapped)
     bias = algebra.push_bias(part, meaning.bias)
     axis = meaning.axis if part.axis is None else part.axis
     return Meaning(tuple(terms), bias, axis, part.channels or meaning.channels)
+
+
+def _is_biased(part: Map, meaning: Meaning) -> bool:
+    """Whether a constant stands before `part`; one that cancels does not count.
+
+    A border of what a norm makes of zero is written as pad(norm(x) - v) + v.
+    """
+    if not (isinstance(part, Window) and part.pads):
+        return meaning.bias is not None
+    return not vanishes(meaning.bias)
 
 
 def _pointwise(map: Map) -> bool:

@@ -189,10 +189,14 @@ def batch_norm(op: Op) -> Lifted:
         moved = -double(mean) * scale()
         return moved if beta is None else moved + double(beta)
 
+    def parts() -> Tensor:
+        moved = (double(mean) * scale()).abs()
+        return moved if beta is None else moved + double(beta).abs()
+
     channels = mean.numel()
     return Affine(
         ((node, Diagonal(axis, channels, Vector(channels, scale))),),
-        Vector(channels, shift),
+        Vector(channels, shift, parts),
         axis,
         channels,
     )

@@ -31,11 +31,8 @@ def test_norm_before_a_zero_padded_conv_stays(door: str) -> None:
     assert result.report.ops.after <= result.report.ops.before
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a border of one value per channel is no map here: its bias is known as a "
-    "number only when kernels are built, and composing decides before that",
-)
-def test_border_of_the_norms_own_value_is_one_conv() -> None:
-    result = check(dbb(pads="after"), SHAPES, blind=False)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("door", DOORS)
+def test_border_of_the_norms_own_value_is_one_conv(door: str, stride: int) -> None:
+    result = check(dbb(stride, pads="after"), SHAPES, door=door, blind=False)
     assert result.report.ops.after == 1
