@@ -37,6 +37,7 @@ class Subject:
     threads: int
     scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     dynamic_batch: bool = True
+    file: str = ""  # an ONNX graph, where that is all there is
 
     @cached_property
     def onnx(self) -> Path:
@@ -47,6 +48,8 @@ class Subject:
         """
         from fastvit_cli import exporters
 
+        if self.file:
+            return Path(self.file)
         scratch = Path(tempfile.mkdtemp(dir=self.scratch))
         wide = [value.float() for value in self.inputs]
         artefact = exporters.Artefact(

@@ -253,4 +253,5 @@ def subject_of(runner: Runner, model: Any, scratch: Path, threads: int) -> Subje
         threads=threads,
         scratch=scratch,
         dynamic_batch=runner.dynamic_batch,
+        file=runner.file,
     )

@@ -1,164 +1,248 @@
-"""Where the time of one form goes: each op of its graph against the machine's roofline.
+"""Where the time goes: every op of a graph, timed in its place, against the roofline.
 
-Attainable time of an op is the larger of its arithmetic at the rate of a large matrix
-product and its traffic (inputs, weights, output, once each) at that of a large copy.
-Both rates are measured once for a device, dtype and number of threads, and kept.
+An interpreter runs the graph node by node, so that each op finds its inputs where the
+op before left them. Time is that of the op alone, in eager mode; other backends fuse
+ops, and have no layers to time.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import machine
-from fastvit_cli.files import all_or_nothing
+from fastvit_cli import backends, roofline
+from fastvit_cli.roofline import Roofline
 
-ROUNDS = 7
-SIDE = 1024  # of the square matrices
-COPIED = 2**24  # numbers: far more than a cache level of one core holds
+if TYPE_CHECKING:
+    from fastvit_cli.cells import Grid
+    from torch.fx import GraphModule, Node
 
-
-@dataclass(frozen=True)
-class Roofline:
-    """Measured limits: multiply-adds count as two operations."""
-
-    gflops: float
-    gigabytes: float
+REPEATS = 7
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One op: median milliseconds of its calls, work, and what limits it."""
+    """One op of a graph.
 
+    Attributes:
+        node: its name in the graph.
+        name: the module it came from.
+        op: what it is, with its geometry.
+        milliseconds: its fastest run, as the roofline is the fastest of its own.
+        moved: bytes that it reads and writes, weights included.
+    """
+
+    node: str
     name: str
     op: str
     milliseconds: float
     macs: int
-    bytes: int
-    gflops: float
-    gigabytes: float
-    bound: str
-    of_roofline: float
+    moved: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+    @property
+    def gflops(self) -> float:
+        """Achieved, 2 operations a multiply-accumulate."""
+        return 2e-6 * self.macs / self.milliseconds if self.milliseconds else 0.0
+
+    @property
+    def gbs(self) -> float:
+        """Achieved, of what it reads and writes once."""
+        return 1e-6 * self.moved / self.milliseconds if self.milliseconds else 0.0
+
+    @property
+    def intensity(self) -> float:
+        """Operations a byte."""
+        return 2 * self.macs / self.moved if self.moved else 0.0
+
+    def share(self, roof: Roofline) -> float:
+        """Least time on this device over its own."""
+        least = roof.milliseconds(self.macs, self.moved)
+        return least / self.milliseconds if self.milliseconds else 0.0
+
+    def to_dict(self, roof: Roofline) -> dict[str, Any]:
+        """The layer by JSON names."""
+        return {
+            "name": self.name,
+            "op": self.op,
+            "milliseconds": self.milliseconds,
+            "macs": self.macs,
+            "bytes": self.moved,
+            "gflops": self.gflops,
+            "gbs": self.gbs,
+            "bound": roof.bound(self.macs, self.moved),
+            "share_of_roofline": self.share(roof),
+        }
 
 
-def roofline(device: str, dtype: str, threads: int) -> Roofline:
-    """The limits of a device, from the cache or measured now."""
-    key = f"{machine.name(device)}, {dtype}, {threads} threads"
-    path = machine.cache_folder() / "roofline.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return Roofline(**known[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
-    found = _measure_roofline(device, dtype)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with all_or_nothing([path]) as (temporary,):
-            temporary.write_text(json.dumps({**known, key: asdict(found)}))
-    except OSError:  # a read-only home only costs the next run some time
-        pass
-    return found
-
-
-def _measure_roofline(device: str, dtype: str) -> Roofline:
+def measure(
+    module: GraphModule, inputs: Sequence[Any], device: str, repeats: int = REPEATS
+) -> list[Layer]:
+    """Every op that computes, in the order of the graph."""
     import torch
 
-    kind = getattr(torch, dtype)
-    square = torch.ones(SIDE, SIDE, dtype=kind, device=device)
-    long = torch.ones(COPIED, dtype=kind, device=device)
-    target = torch.empty_like(long)
-    product = _fastest(lambda: square @ square, device)
-    copy = _fastest(lambda: target.copy_(long), device)
-    return Roofline(
-        2 * SIDE**3 / product / 1e9, 2 * COPIED * long.element_size() / copy / 1e9
-    )
-
-
-def _fastest(call: Callable[[], Any], device: str) -> float:
-    return min(_timed(call, device)[0] for _ in range(ROUNDS))
-
-
-def _timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
-    import torch
-
-    start = time.perf_counter()
-    result = call()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-
-def measure(graph: Any, inputs: tuple[Any, ...], limits: Roofline) -> list[Layer]:
-    """Every op of an fx.GraphModule, the slowest first; views are left out."""
-    import torch
-
-    device = str(inputs[0].device)
-    seconds: dict[Any, list[float]] = {}
-    values: dict[Any, Any] = {}
-
-    class Timer(torch.fx.Interpreter):
-        def run_node(self, node: Any) -> Any:
-            if node.op not in ("call_module", "call_function", "call_method"):
-                values[node] = super().run_node(node)
-                return values[node]
-            run = super().run_node
-            taken, values[node] = _timed(lambda: run(node), device)
-            seconds.setdefault(node, []).append(taken)
-            return values[node]
-
-    with torch.no_grad():
-        for _ in range(ROUNDS):
-            Timer(graph).run(*inputs)
-    rows = [
-        _layer(graph, node, statistics.median(taken[1:]), values, limits)
-        for node, taken in seconds.items()
+    facts: dict[Node, tuple[int, int]] = {}
+    times: dict[Node, list[float]] = {}
+    wait = torch.cuda.synchronize if device.startswith("cuda") else None
+    with torch.no_grad():  # inference mode would not show convs as one op
+        _pass(module, inputs, _Counting(facts))
+    with torch.inference_mode():
+        _pass(module, inputs, _Timing({}, wait))
+        for _ in range(repeats):
+            _pass(module, inputs, _Timing(times, wait))
+    return [
+        Layer(
+            node=node.name,
+            name=_path(node),
+            op=_words(node, module),
+            milliseconds=1e3 * min(times[node]),
+            macs=facts[node][0],
+            moved=facts[node][1],
+        )
+        for node in module.graph.nodes
+        if node in facts
     ]
-    return sorted((r for r in rows if r), key=lambda row: -row.milliseconds)
 
 
-def _layer(
-    graph: Any, node: Any, taken: float, values: dict[Any, Any], limits: Roofline
-) -> Layer | None:
+def survey(
+    grids: Sequence[Grid], states: Mapping[str, Any], job: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the roofline, for each model its ops and regions) as JSON, at the first batch.
+
+    A model that has no graph, or whose graph takes no other batch, is left out.
+    """
+    rows: list[dict[str, Any]] = []
+    roof: Roofline | None = None
+    for grid in grids:
+        first = next(iter(grid.forms.values()))
+        roof = roof or roofline.measured(first.device, first.dtype, job.threads)
+        row = _model(grid, states[grid.name], job.batches[0], roof)
+        if row["forms"]:
+            rows.append(row)
+    assert roof is not None
+    return roof.to_dict(), rows
+
+
+def _model(grid: Grid, state: Any, batch: int, roof: Roofline) -> dict[str, Any]:
+    found: dict[str, list[Layer]] = {}
+    for form, module in _graphs(grid, state).items():
+        subject = grid.forms[form]
+        if batch == 1 or subject.dynamic_batch:
+            inputs = backends.of_batch(subject, batch)
+            found[form] = measure(module, inputs, subject.device)
+    forms = {
+        form: {
+            "milliseconds": sum(layer.milliseconds for layer in layers),
+            "at_roofline": sum(roof.milliseconds(x.macs, x.moved) for x in layers),
+            "layers": [layer.to_dict(roof) for layer in layers],
+        }
+        for form, layers in found.items()
+    }
+    both = state is not None and len(found) == 2
+    regions = saved(*found.values(), state) if both else []
+    return {"model": grid.name, "batch": batch, "forms": forms, "regions": regions}
+
+
+def _graphs(grid: Grid, state: Any) -> dict[str, GraphModule]:
+    """The graph of each form, where there is one."""
+    import torch.fx
+
+    if state is not None:
+        modules = (state.captured.module, state.rewritten.module)
+        pairs = dict(zip(grid.forms, modules))
+    else:
+        pairs = {form: subject.model for form, subject in grid.forms.items()}
+    kind = torch.fx.GraphModule
+    return {form: graph for form, graph in pairs.items() if isinstance(graph, kind)}
+
+
+def saved(
+    before: Sequence[Layer], after: Sequence[Layer], state: Any
+) -> list[dict[str, Any]]:
+    """For each region: its name, kind, and milliseconds before and after."""
+    own = {layer.node: layer.milliseconds for layer in before}
+    new = {layer.node: layer.milliseconds for layer in after}
+    gone = state.rewritten.removed
+    return [
+        {
+            "name": region.name,
+            "kind": region.kind,
+            "before": sum(own.get(n.name, 0.0) for n in region.nodes if n in gone),
+            "after": sum(new.get(n, 0.0) for n in state.rewritten.nodes[region.value]),
+        }
+        for region in state.regions
+    ]
+
+
+def _pass(module: Any, inputs: Sequence[Any], run_node: Any) -> None:
+    from torch.fx import Interpreter
+
+    class Walk(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            return run_node(n, super().run_node, self)
+
+    Walk(module).run(*inputs)
+
+
+class _Counting:
+    """Multiply-accumulates and bytes of every op that is not a layout op."""
+
+    def __init__(self, facts: dict[Node, tuple[int, int]]) -> None:
+        self.facts = facts
+
+    def __call__(self, node: Node, run: Any, walk: Any) -> Any:
+        from repcompiler.counting import OpCounter
+
+        with OpCounter() as counter:
+            result = run(node)
+        if counter.calls and node.op.startswith("call_"):
+            read = [walk.env.get(i) for i in node.all_input_nodes]
+            weights = _weights(node, walk.module)
+            self.facts[node] = (counter.macs, _bytes([read, result, weights]))
+        return result
+
+
+class _Timing:
+    """Seconds of every op."""
+
+    def __init__(self, times: dict[Node, list[float]], wait: Any) -> None:
+        self.times, self.wait = times, wait
+
+    def __call__(self, node: Node, run: Any, walk: Any) -> Any:
+        start = time.perf_counter()
+        result = run(node)
+        if self.wait is not None:
+            self.wait()
+        self.times.setdefault(node, []).append(time.perf_counter() - start)
+        return result
+
+
+def _weights(node: Node, module: Any) -> list[Any]:
+    if node.op != "call_module":
+        return []
+    leaf = module.get_submodule(str(node.target))
+    return [*leaf.parameters(), *leaf.buffers()]
+
+
+def _bytes(values: Any) -> int:
     import torch
+    from torch.utils import _pytree as pytree
 
-    ops, macs = _work(graph, node, values)
-    if not ops:
-        return None
-    reads = [values[source] for source in node.all_input_nodes]
-    tensors = [v for v in (*reads, values[node]) if isinstance(v, torch.Tensor)]
+    found = [v for v in pytree.tree_leaves(values) if isinstance(v, torch.Tensor)]
+    return sum(value.numel() * value.element_size() for value in found)
+
+
+def _path(node: Node) -> str:
+    from repcompiler.regions import module_path
+
+    return module_path(node) or node.name
+
+
+def _words(node: Node, module: Any) -> str:
+    from repcompiler.describe import leaf_text
+
     if node.op == "call_module":
-        tensors += graph.get_submodule(str(node.target)).parameters()
-    moved = sum(t.numel() * t.element_size() for t in tensors)
-    compute, traffic = 2 * macs / limits.gflops / 1e9, moved / limits.gigabytes / 1e9
-    return Layer(
-        name=str(node.target) if node.op == "call_module" else node.name,
-        op=ops,
-        milliseconds=1e3 * taken,
-        macs=macs,
-        bytes=moved,
-        gflops=2 * macs / taken / 1e9,
-        gigabytes=moved / taken / 1e9,
-        bound="compute" if compute > traffic else "memory",
-        of_roofline=max(compute, traffic) / taken,
-    )
-
-
-def _work(graph: Any, node: Any, values: dict[Any, Any]) -> tuple[str, int]:
-    """(names of the ATen ops that it runs, multiply-accumulates)."""
-    import torch
-
-    from repcompiler.counting import _OpCounter
-
-    interpreter = torch.fx.Interpreter(graph)
-    interpreter.env = dict(values)
-    with torch.no_grad(), _OpCounter() as counter:
-        interpreter.run_node(node)
-    return ", ".join(counter.calls), counter.macs
+        return leaf_text(module.get_submodule(str(node.target)))
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.removesuffix(".default")

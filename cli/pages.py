@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastvit_cli import drawing, machine
+from fastvit_cli import charts, drawing, machine
 from fastvit_cli.render import group, human, relative
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -72,7 +72,17 @@ def profile(document: dict[str, Any]) -> str:
         device=machine.line(document["device"]),
         charts=charts,
         skipped=sorted(skipped),
+        layers=[_layers(row, document["roofline"]) for row in document["layers"]],
     )
+
+
+def _layers(row: dict[str, Any], roof: dict[str, Any]) -> dict[str, Any]:
+    """One model's ops with their chart, and the longest time of each form."""
+    forms = {
+        form: {**facts, "slowest": max(x["milliseconds"] for x in facts["layers"])}
+        for form, facts in row["forms"].items()
+    }
+    return {**row, "forms": forms, "chart": charts.rooflines(roof, forms)}
 
 
 def _region(region: Any) -> dict[str, Any]:

@@ -64,11 +64,15 @@ Seconds = Annotated[
 ]
 Layers = Annotated[
     int,
-    typer.Option(metavar="N", help="Show the N slowest ops of the last form (eager)."),
+    typer.Option(metavar="N", help="Time every op, eagerly, and show the N slowest."),
 ]
 Html = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Write the result as one page: .html."),
+]
+Png = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Write roofline.png, layers.png, backends.png."),
 ]
 
 
@@ -85,6 +89,7 @@ class Job:
     seconds: float
     html: Path | None = None
     layers: int = 0
+    png: Path | None = None
 
 
 @dataclass
@@ -95,6 +100,8 @@ class Profile:
     models: list[dict[str, Any]] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     advice: list[Any] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    roofline: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,6 +112,8 @@ class Profile:
             "models": self.models,
             "measurements": [cell.to_dict() for cell in self.cells],
             "recommendations": [row.to_dict() for row in self.advice],
+            "roofline": self.roofline,
+            "layers": self.layers,
             "notes": self.notes,
         }
 
@@ -118,6 +127,7 @@ def profile(
     seconds: Seconds = 10.0,
     layers: Layers = 0,
     html: Html = None,
+    png: Png = None,
     weights: common.Weights = None,
     model_arg: common.ModelArg = None,
     pretrained: common.Pretrained = False,
@@ -158,6 +168,7 @@ def profile(
         seconds=max(seconds, 0.0),
         html=_page(html),
         layers=max(layers, 0),
+        png=_folder(png),
     )
     _run(job, screen)
 
@@ -193,6 +204,17 @@ def _page(text: str | None) -> Path | None:
     return Path(text)
 
 
+def _folder(text: str | None) -> Path | None:
+    if text is None:
+        return None
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--png {text} is a file.", hint="Name a directory.")
+    nearest = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    check_writable(nearest / "roofline.png", "--png")
+    return path
+
+
 def _threads(wanted: int | None) -> int:
     import torch
 
@@ -205,7 +227,7 @@ def _threads(wanted: int | None) -> int:
 
 def _run(job: Job, screen: Screen) -> None:
     """Load and fuse every model, measure, advise, show."""
-    from fastvit_cli import pages, profile_view, sources
+    from fastvit_cli import profile_view, sources
     from fastvit_cli.cells import scratch_folder
 
     sources.check_device(job.options.device)
@@ -214,9 +236,7 @@ def _run(job: Job, screen: Screen) -> None:
         result = _measure(job, Path(scratch), stage)
     profile_view.show(screen.people, result, job.layers)
     document = result.to_dict()
-    if job.html is not None:
-        with all_or_nothing([job.html]) as (temporary,):
-            temporary.write_text(pages.profile(document), encoding="utf-8")
+    _pictures(job, document)
     screen.emit(document)
     if not any(cell.timing for cell in result.cells):
         raise JobFailed(
@@ -225,22 +245,35 @@ def _run(job: Job, screen: Screen) -> None:
         )
 
 
+def _pictures(job: Job, document: dict[str, Any]) -> None:
+    """The page and the plots, where they were asked for."""
+    from fastvit_cli import pages, plots
+
+    if job.html is not None:
+        with all_or_nothing([job.html]) as (temporary,):
+            temporary.write_text(pages.profile(document), encoding="utf-8")
+    if job.png is not None:
+        plots.write(document, job.png)
+
+
 def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
-    from fastvit_cli import advice, cells, machine, subjects
+    from fastvit_cli import advice, cells, layers, machine, subjects
 
     result = Profile(machine.describe(job.options.device, job.threads))
     grids: list[Grid] = []
+    states: dict[str, Any] = {}
     for text in job.models:
         stage(f"load {text}")
         made = subjects.prepare(text, job, scratch, stage)
         grids.append(made.grid)
+        states[text] = made.state
         result.models.append(made.facts)
         result.notes += made.notes
-        if job.layers:
-            stage(f"time the ops of {text}")
-            result.models[-1]["layers"] = subjects.layers(made, job.threads)
     for batch in job.batches:
         result.cells += cells.measure(grids, batch, job.seconds, stage)
+    if job.layers or job.html or job.png:
+        stage("time every op")
+        result.roofline, result.layers = layers.survey(grids, states, job)
     result.notes += _notes(result)
     words = recipe_words(job.options)
     result.advice = advice.advise(result.cells, words)

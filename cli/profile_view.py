@@ -23,12 +23,13 @@ def show(out: Console, result: Profile, layers: int = 0) -> None:
     out.print(counts(result.models))
     for row in result.models:
         uncounted(out, row)
-        if row.get("layers"):
-            slowest(out, row, layers)
     out.print()
     for batch in dict.fromkeys(cell.batch for cell in result.cells):
         out.print(measurements([c for c in result.cells if c.batch == batch], batch))
     skipped(out, result.cells)
+    for row in result.layers if layers else ():
+        slowest(out, row, layers)
+        regions(out, row)
     for note in result.notes:
         out.print(Text(f"Note: {note}.", "yellow"))
     advice(out, result.advice)
@@ -118,6 +119,47 @@ def _figures(cell: Cell, first: Any) -> tuple[str, ...]:
     )
 
 
+def slowest(out: Console, row: dict[str, Any], number: int) -> None:
+    """The ops of the last form that take longest, against the roofline."""
+    form, facts = list(row["forms"].items())[-1]
+    total = facts["milliseconds"]
+    layers = sorted(facts["layers"], key=lambda x: -x["milliseconds"])[:number]
+    table = _table(
+        ("Layer", False),
+        ("Op", False),
+        *((name, True) for name in ("ms", "GFLOP/s", "GB/s")),
+        ("Bound", False),
+        ("Roof", True),
+        title=f"Slowest ops of {row['model']}, {form}, batch {row['batch']}, eager",
+    )
+    for layer in layers:
+        figures = [f"{layer[key]:.3g}" for key in ("milliseconds", "gflops", "gbs")]
+        share = f"{layer['share_of_roofline']:.0%}"
+        table.add_row(layer["name"], layer["op"], *figures, layer["bound"], share)
+    out.print(table)
+    least = facts["at_roofline"]
+    line = f"All ops together {total:.3g} ms; at this device's roofline {least:.3g} ms"
+    out.print(Text(f"{line}. --json and --html have them all.", "dim"))
+
+
+def regions(out: Console, row: dict[str, Any]) -> None:
+    """What fusing saved, by kind of region."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for region in row["regions"]:
+        kinds.setdefault(region["kind"], []).append(region)
+    if not kinds:
+        return
+    table = _table(
+        ("Regions fused", False),
+        *((name, True) for name in ("Number", "ms before", "ms after")),
+    )
+    for kind, found in kinds.items():
+        sums = [f"{sum(r[key] for r in found):.3g}" for key in ("before", "after")]
+        table.add_row(kind, str(len(found)), *sums)
+    out.print()
+    out.print(table)
+
+
 def skipped(out: Console, cells: list[Cell]) -> None:
     """Why some cells have no timing, each reason once."""
     reasons: dict[tuple[str, str], None] = {
@@ -137,29 +179,3 @@ def advice(out: Console, rows: list[Any]) -> None:
         if row.command:
             out.print(f"  make: {row.command}", soft_wrap=True)
         out.print(f"  run:  {row.usage}", soft_wrap=True)
-
-
-def slowest(out: Console, row: dict[str, Any], shown: int) -> None:
-    """The slowest ops of the fused form, eagerly, against the roofline."""
-    found = row["layers"]
-    limits = found["roofline"]
-    total = sum(op["milliseconds"] for op in found["ops"])
-    table = _table(
-        ("Op", False),
-        *((name, True) for name in ("ms", "Share", "GFLOP/s", "GB/s")),
-        ("Bound", False),
-        ("Roof", True),
-        title=f"{row['model']}, fused, eager: {total:.2f} ms in ops; roofline "
-        f"{limits['gflops']:.0f} GFLOP/s, {limits['gigabytes']:.0f} GB/s",
-    )
-    for op in found["ops"][:shown]:
-        table.add_row(
-            f"{op['name']} ({op['op']})",
-            f"{op['milliseconds']:.3f}",
-            f"{op['milliseconds'] / total:.0%}",
-            f"{op['gflops']:.1f}",
-            f"{op['gigabytes']:.1f}",
-            op["bound"],
-            f"{op['of_roofline']:.0%}",
-        )
-    out.print(table)

@@ -39,16 +39,17 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     import torch
 
     runner = runners.load(text, job.options)
-    as_loaded = "fused" if runner.card.form == "fused" else "train"
-    as_loaded = "as given" if runner.form == "onnx" else as_loaded
+    card = runner.recorded or runner.card
+    as_loaded = "fused" if card.form == "fused" else "train"
+    if runner.form == "onnx" and runner.recorded is None:
+        as_loaded = "as given"
     model = runner.model if runner.form == "module" else runner.call
     forms = {as_loaded: model if runner.model is not None else None}
     notes = [*runner.notes]
     state = None
-    if as_loaded == "train":
+    if as_loaded == "train" and runner.model is not None:
         stage(f"fuse {text}")
-        state = fuse(runner)
-        forms["fused"] = state.rewritten.module
+        forms["fused"], state = fuse(runner)
     subjects = {
         name: cells.subject_of(runner, form, scratch, job.threads)
         for name, form in forms.items()
@@ -71,8 +72,8 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     return Made(grid, facts, notes, state)
 
 
-def fuse(runner: runners.Runner) -> Any:
-    """The stages' state after a fusion that was shown to be equal.
+def fuse(runner: runners.Runner) -> tuple[Any, Any]:
+    """(fused form, shown to be equal; the stages' state, None without one graph).
 
     Raises:
         BadInput: the compiler cannot take the model.
@@ -81,19 +82,25 @@ def fuse(runner: runners.Runner) -> Any:
     import repcompiler as rc
     from repcompiler.compile import run_stages
 
+    state = None
     try:
-        state = run_stages(runner.model, runner.inputs)
+        try:
+            state = run_stages(runner.model, runner.inputs)
+            module, report = state.rewritten.module, state.report
+        except rc.CaptureError:  # no graph as a whole: fused in parts, or refused
+            result = rc.fuse(runner.model, runner.inputs)
+            module, report = result.model, result.report
     except rc.RepCompilerError as error:
         message = f"{runner.name}: {error.args[0] if error.args else error}"
         raise BadInput(message, hint=error.hint) from error
-    verdict = state.report.equivalence
+    verdict = report.equivalence
     if not verdict.ok:
         raise JobFailed(
             f"{runner.name}: the fused form is not shown to be equal: "
             f"{verdict.verdict}.",
             hint="Run `fastvit fuse` on it for the report.",
         )
-    return state
+    return module, state
 
 
 def _counts(subject: cells.Subject) -> dict[str, Any]:
@@ -115,19 +122,4 @@ def _counts(subject: cells.Subject) -> dict[str, Any]:
         "macs_dispatched": dispatched,
         "macs_by_operator": counted.by_operator,
         "uncounted": counted.uncounted,
-    }
-
-
-def layers(made: Made, threads: int) -> dict[str, Any] | None:
-    """Each op of the fused form against the roofline; None where nothing was fused."""
-    from fastvit_cli import layers as ops
-
-    if made.state is None:
-        return None
-    subject = list(made.grid.forms.values())[-1]
-    limits = ops.roofline(subject.device, subject.dtype, threads)
-    rows = ops.measure(subject.model, subject.inputs, limits)
-    return {
-        "roofline": {"gflops": limits.gflops, "gigabytes": limits.gigabytes},
-        "ops": [row.to_dict() for row in rows],
     }

@@ -23,7 +23,7 @@ LAYOUT_OPS = frozenset(
 _NORM_KERNELS = ("batch_norm", "batch_norm_legit", "batch_norm_legit_no_training")
 
 
-class _OpCounter(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """Counts what is dispatched, and the MACs of convs and matrix products."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str],
     if inputs is None:
         return Counter(), 0
     first = pytree.tree_map(_first_sample, tuple(inputs))
-    with torch.no_grad(), buffers_kept(model), _OpCounter() as counter:
+    with torch.no_grad(), buffers_kept(model), OpCounter() as counter:
         model(*first)
     return counter.calls, counter.macs
 

@@ -44,11 +44,11 @@ def _node(node: Node, module: GraphModule) -> str:
     given += [f"{key}={_argument(arg)}" for key, arg in node.kwargs.items()]
     if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
-        return f"%{node.name} = {_leaf(leaf)} @{node.target} ({', '.join(given)})"
+        return f"%{node.name} = {leaf_text(leaf)} @{node.target} ({', '.join(given)})"
     return f"%{node.name} = {op_name(node)}({', '.join(given)})"
 
 
-def _leaf(leaf: nn.Module) -> str:
+def leaf_text(leaf: nn.Module) -> str:
     """The class, and for convs and linear layers their geometry."""
     name = type(leaf).__name__
     if isinstance(leaf, nn.Linear):

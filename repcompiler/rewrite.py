@@ -20,11 +20,15 @@ from repcompiler.regions import Rewrite
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The new module, and for each region the names of what was put in."""
+    """The new module, and for each region the names of what was put in.
+
+    `nodes` are the names in its graph, `added` what they call.
+    """
 
     module: GraphModule
     added: Mapping[Node, tuple[str, ...]]
     removed: frozenset[Node]
+    nodes: Mapping[Node, tuple[str, ...]]
 
 
 def rewrite(
@@ -53,8 +57,12 @@ def rewrite(
         value: tuple(_describe(node) for node in nodes if node in living)
         for value, nodes in draft.emitted.items()
     }
+    named = {
+        value: tuple(node.name for node in nodes if node in living)
+        for value, nodes in draft.emitted.items()
+    }
     gone = (n for n, twin in draft.twins.items() if twin not in living)
-    return Rewritten(built, added, frozenset((*gone, *draft.emitted)))
+    return Rewritten(built, added, frozenset((*gone, *draft.emitted)), named)
 
 
 @dataclass

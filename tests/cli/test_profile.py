@@ -224,18 +224,15 @@ def test_fastvit_with_attention_is_counted_alike_by_both_counters():
     assert counted.uncounted["gelu"] > 0
 
 
-def test_layers_hold_every_op_its_work_and_a_roofline_that_is_kept(
+def test_ops_sum_to_the_whole_and_move_what_they_read_and_write(
     fastvit, net, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     args = ("profile", net, "--backend", "eager", "--seconds", 0, "--layers", 3)
-    first, second = (json.loads(fastvit(*args, "--json", "-").out) for _ in range(2))
-    model = first["models"][0]
-    found = model["layers"]
-    assert found["roofline"] == second["models"][0]["layers"]["roofline"]
-    assert sum(op["macs"] for op in found["ops"]) == model["forms"]["fused"]["macs"]
-    conv = next(op for op in found["ops"] if op["op"] == "convolution")
+    document = json.loads(fastvit(*args, "--json", "-").out)
+    ops = document["layers"][0]["forms"]["fused"]["layers"]
+    whole = document["models"][0]["forms"]["fused"]["macs"]
+    assert sum(op["macs"] for op in ops) == whole
     # Input 3x16x16, output 4x16x16, kernel 4x3x3x3 and its bias, four bytes each.
-    assert conv["bytes"] == 4 * (3 * 256 + 4 * 256 + 4 * 27 + 4)
-    times = [op["milliseconds"] for op in found["ops"]]
-    assert times == sorted(times, reverse=True)
+    assert ops[0]["bytes"] == 4 * (3 * 256 + 4 * 256 + 4 * 27 + 4)
+    assert (tmp_path / "cache" / "fastvit-repcompiler" / "rooflines.json").is_file()

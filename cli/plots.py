@@ -1,0 +1,110 @@
+"""`--png DIR`: the roofline with every op on it, the slowest ops, and the backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastvit_cli.files import all_or_nothing
+
+SHOWN = 20  # ops with bars of their own
+COLOURS = ("#b4450f", "#1f5fbf")  # the first form, the last
+
+
+def write(document: dict[str, Any], folder: Path) -> list[Path]:
+    """The pictures of a profile's JSON that it has figures for, all or none."""
+    figures: dict[str, Callable[[Any, dict[str, Any]], None]] = {}
+    if document["layers"]:
+        figures = {"roofline.png": _roofline, "layers.png": _layers}
+    if any(row.get("milliseconds") for row in document["measurements"]):
+        figures["backends.png"] = _backends
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in figures]
+    with all_or_nothing(paths) as temporary:
+        for draw, place in zip(figures.values(), temporary):
+            place.write_bytes(_picture(draw, document))
+    return paths
+
+
+def _picture(
+    draw: Callable[[Any, dict[str, Any]], None], document: dict[str, Any]
+) -> bytes:
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Without pyplot: no global state, no display, no window.
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure, document)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _roofline(figure: Any, document: dict[str, Any]) -> None:
+    """Achieved GFLOP/s over operations a byte; an op's area is its time."""
+    import numpy as np
+
+    axis, roof = figure.subplots(), document["roofline"]
+    x = np.geomspace(0.05, 2000, 200)
+    for name, rate in (("in cache", max(roof["gbs"])), ("memory", roof["gbs"][-1])):
+        label = f"{name}, {rate:.3g} GB/s"
+        axis.plot(x, np.minimum(roof["gflops"], x * rate), lw=1, label=label)
+    for row in document["layers"]:
+        forms = list(row["forms"].items())
+        for (form, facts), colour in zip(forms, COLOURS[-len(forms) :]):
+            ops = [op for op in facts["layers"] if op["macs"]]
+            places = [2 * op["macs"] / op["bytes"] for op in ops]
+            heights = [op["gflops"] for op in ops]
+            share = [op["milliseconds"] / facts["milliseconds"] for op in ops]
+            sizes = [15 + 1500 * part for part in share]
+            label = f"{row['model']}, {form}"
+            style = {"alpha": 0.5, "color": colour, "linewidths": 0, "label": label}
+            axis.scatter(places, heights, sizes, **style)
+    axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
+    axis.set_title(f"Roofline, {document['device']['name']}, eager")
+    legend = axis.legend(frameon=False, fontsize="small")
+    for handle in legend.legend_handles:
+        if hasattr(handle, "set_sizes"):
+            handle.set_sizes([30])
+    axis.grid(alpha=0.3)
+
+
+def _layers(figure: Any, document: dict[str, Any]) -> None:
+    """The slowest ops of the last form of each model."""
+    rows = document["layers"]
+    for axis, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows):
+        form, facts = list(row["forms"].items())[-1]
+        slow = sorted(facts["layers"], key=lambda op: -op["milliseconds"])[:SHOWN]
+        slow.reverse()
+        names = [f"{op['name']}  {op['op']}"[-48:] for op in slow]
+        bars = axis.barh(range(len(slow)), [op["milliseconds"] for op in slow])
+        shares = [f" {op['share_of_roofline']:.0%}" for op in slow]
+        axis.bar_label(bars, shares, fontsize=7)
+        axis.set_yticks(range(len(slow)), names, fontsize=7)
+        axis.margins(x=0.12)
+        axis.set_xlabel("ms; per cent of the roofline")
+        axis.set_title(f"{row['model']}, {form}, batch {row['batch']}, eager")
+
+
+def _backends(figure: Any, document: dict[str, Any]) -> None:
+    """Every cell that was timed, by batch size."""
+    rows = [row for row in document["measurements"] if row.get("milliseconds")]
+    batches = list(dict.fromkeys(row["batch"] for row in rows))
+    several = len({row["model"] for row in rows}) > 1
+    keys = (("model",) if several else ()) + ("form", "backend", "dtype")
+    for axis, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches):
+        mine = [row for row in rows if row["batch"] == batch][::-1]
+        times = [row["milliseconds"] for row in mine]
+        errors = [row["milliseconds"] * row["spread"] for row in mine]
+        fused = [COLOURS[row["form"] == "fused"] for row in mine]
+        bars = axis.barh(range(len(mine)), times, xerr=errors, color=fused)
+        axis.bar_label(bars, fmt=" %.3g", fontsize=8)
+        names = [", ".join(row[key] for key in keys) for row in mine]
+        axis.set_yticks(range(len(mine)), names, fontsize=8)
+        axis.margins(x=0.15)
+        axis.set_xlabel("ms")
+        axis.set_title(f"batch {batch}")
