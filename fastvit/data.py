@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastvit.batches import ImageSource
 from fastvit.config import Preprocessing
-from fastvit.errors import DataError
+from fastvit.errors import DataError, RecipeError
 from fastvit.recipes import Augment
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -221,22 +221,35 @@ def class_folders(place: Path) -> tuple[str, ...]:
 def training_transform(
     augment: Augment, preprocessing: Preprocessing
 ) -> Callable[[Image.Image], Tensor]:
-    """timm's random augmentation and normalisation, image to (C, H, W)."""
+    """timm's random augmentation and normalisation, image to (C, H, W).
+
+    Raises:
+        RecipeError: timm has no such policy of `auto_augment`.
+    """
     side = augment.image_size
-    return create_transform(
-        input_size=(preprocessing.input_size[0], side, side),
-        is_training=True,
-        scale=augment.crop_scale,
-        ratio=augment.crop_ratio,
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter,
-        auto_augment=augment.auto_augment or None,
-        interpolation=augment.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        re_prob=augment.erase_prob,
-        re_mode=augment.erase_mode,
-    )
+    options: dict[str, Any] = {
+        "input_size": (preprocessing.input_size[0], side, side),
+        "is_training": True,
+        "scale": augment.crop_scale,
+        "ratio": augment.crop_ratio,
+        "hflip": augment.hflip,
+        "color_jitter": augment.color_jitter,
+        "auto_augment": augment.auto_augment or None,
+        "interpolation": augment.interpolation,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "re_prob": augment.erase_prob,
+        "re_mode": augment.erase_mode,
+    }
+    try:
+        return create_transform(**options)
+    except Exception as error:  # timm parses the text with asserts and lookups
+        raise RecipeError(
+            f"auto_augment={augment.auto_augment} is no policy that timm can read: "
+            f"{type(error).__name__}: {error}.",
+            hint="As rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, or empty for "
+            "none.",
+        ) from error
 
 
 def evaluation_transform(

@@ -198,13 +198,7 @@ def build_engine(
     model = model.to(device=world.device, memory_format=layout).train()
     if recipe.loop.bn == "sync":
         model = synchronise_norms(model, world)
-    options = recipe.optimizer
-    optimizer = create_optimizer_v2(
-        model,
-        opt=options.opt,
-        lr=recipe.schedule.lr,
-        weight_decay=options.weight_decay,
-    )
+    optimizer = build_optimizer(model, recipe)
     amp = amp_dtype(recipe.loop.amp, world.device)
     scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16)
     decay = recipe.regularise.ema
@@ -222,6 +216,34 @@ def build_engine(
         ema=ModelEmaV3(model, decay=decay, use_warmup=warm) if decay > 0 else None,
         amp=amp,
     )
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """timm's optimiser of the recipe's name; norms and biases have no weight decay.
+
+    Raises:
+        RecipeError: timm has none of that name, or it needs more than a gradient.
+    """
+    name = recipe.optimizer.opt
+    try:
+        optimizer = create_optimizer_v2(
+            model,
+            opt=name,
+            lr=recipe.schedule.lr,
+            weight_decay=recipe.optimizer.weight_decay,
+        )
+    except Exception as error:  # each of timm's optimisers refuses in its own way
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            f"opt={name} cannot be used: {reason.rstrip('.')}.",
+            hint="adamw, sgd, lamb, …; timm.optim.list_optimizers() has all names.",
+        ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise RecipeError(
+            f"opt={name} needs second derivatives, which this loop does not take.",
+            hint="Use adamw, sgd, lamb, …",
+        )
+    return optimizer
 
 
 def build_scheduler(

@@ -101,7 +101,7 @@ def lay_out(pixels: Pixels, folder: str | os.PathLike[str]) -> Layout:
     """Write PNG files as `train/CLASS/` and `val/CLASS/`, all of them or nothing.
 
     Raises:
-        DataError: the folder exists and is not empty.
+        DataError: the folder exists and is not empty, or cannot be made.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -109,9 +109,15 @@ def lay_out(pixels: Pixels, folder: str | os.PathLike[str]) -> Layout:
             f"{target} exists and is not an empty folder.",
             hint="Name a folder that can be made.",
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Built beside its place and renamed, so that half a data set is never found.
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise DataError(
+            f"{target} cannot be made: {error.strerror}.",
+            hint="Name a folder that can be made.",
+        ) from error
     try:
         train, val = split(pixels)
         for part, indices in (("train", train), ("val", val)):

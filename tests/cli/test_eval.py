@@ -165,5 +165,8 @@ def test_data_lays_out_real_images_once(fastvit, folder):
     assert (document["train"], document["val"], document["classes"]) == (1442, 355, 10)
     assert len(list((folder / "d/train").rglob("*.png"))) == 1442
     assert "not an empty folder" in fastvit("data", "digits", "d").error
+    (folder / "file").write_text("")
+    beneath = fastvit("data", "digits", "file/x")
+    assert (beneath.code, "file/x cannot be made" in beneath.error) == (2, True)
     unknown = fastvit("data", "cats", "c")
     assert (unknown.code, "One of mnist, digits" in unknown.error) == (2, True)
