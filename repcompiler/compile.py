@@ -26,6 +26,7 @@ from repcompiler.facts import gather
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
 from repcompiler.mutation import keep_dtypes
+from repcompiler.opening import open_norms
 from repcompiler.operators import RULES
 from repcompiler.part import Signature
 from repcompiler.parts import Pipeline
@@ -33,7 +34,7 @@ from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
 from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
 from repcompiler.report import FuseReport, VerifyReport
-from repcompiler.rewrite import rewrite
+from repcompiler.rewrite import Rewritten, rewrite
 from repcompiler.select import select
 from repcompiler.sizes import settle_sizes
 from repcompiler.state import State
@@ -214,6 +215,7 @@ def _capture(state: State, door: str) -> None:
 def _lift(state: State) -> None:
     captured = state.captured
     assert captured is not None
+    state.opened = open_norms(captured.module, captured.mutated)
     known = (captured.inputs, captured.exact, captured.frozen, captured.baked)
     facts = gather(captured.module, *known)
     if keep_dtypes(captured.module, facts):
@@ -236,8 +238,14 @@ def _select(state: State) -> None:
     assert state.composed is not None and state.facts is not None
     graph = state.graph_module.graph
     state.selected = select(graph, state.composed, state.facts)
-    state.regions = rewrites(
-        graph, state.selected.chosen, state.composed.lifted, state.facts
+    parts = state.parts_of_norms  # they are put back as they were
+    chosen = {n: m for n, m in state.selected.chosen.items() if n not in parts}
+    found = rewrites(graph, chosen, state.composed.lifted, state.facts)
+    state.regions = tuple(
+        replace(region, kind="ln_linear")
+        if parts.intersection(region.nodes) and region.kind in ("skip", "layer_scale")
+        else region
+        for region in found
     )
 
 
@@ -246,8 +254,16 @@ def _lower(state: State) -> None:
     assert state.facts is not None
     if state.check:
         _check_regions(state)
-    state.rewritten = rewrite(state.graph_module, state.regions, state.facts)
+    state.rewritten = _rewritten(state, state.regions)
     _keep_attributes(state)
+
+
+def _rewritten(
+    state: State, regions: tuple[Rewrite, ...], dtype: torch.dtype | None = None
+) -> Rewritten:
+    assert state.facts is not None
+    graph, facts = state.graph_module, state.facts
+    return rewrite(graph, regions, facts, opened=state.opened, dtype=dtype)
 
 
 def _check_regions(state: State) -> None:
@@ -292,7 +308,7 @@ def _verify(state: State) -> None:
         )
         state.equivalence = VerifyReport(True, "regions equal", exact, note=note)
         return
-    wide = rewrite(state.graph_module, state.regions, state.facts, dtype=torch.float64)
+    wide = _rewritten(state, state.regions, torch.float64)
     batches = sample_batches(state.inputs, state.samples)
     verdict = compare(state.model, state.rewritten.module, wide.module, batches)
     if not verdict.ok and (verdict.exactness or 0.0) > EXACT:
@@ -320,7 +336,7 @@ def _against_capture(
     assert state.facts is not None
     if verdict.verdict != "different" or (verdict.error_ratio or 0.0) > MAX_ERROR_RATIO:
         return verdict
-    plain = rewrite(state.graph_module, (), state.facts, dtype=torch.float64)
+    plain = _rewritten(state, (), torch.float64)
     error = exactness(plain.module, fused64, batches)
     if error > EXACT:
         return verdict

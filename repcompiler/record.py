@@ -111,7 +111,8 @@ def node_name(node: Node, state: State) -> str:
 
 def _computes(node: Node, state: State) -> bool:
     assert state.composed is not None
-    return isinstance(state.composed.lifted.get(node), Affine)
+    affine = isinstance(state.composed.lifted.get(node), Affine)
+    return affine and node not in state.parts_of_norms
 
 
 def _node_parameters(nodes: Iterable[Node], state: State) -> int:
@@ -200,6 +201,8 @@ def _kept(state: State) -> Iterable[Kept]:
     undone = {n for region in state.undone for n in region.nodes}
     for node in state.graph_module.graph.nodes:
         if node in state.rewritten.removed or node.op in ("get_attr", "placeholder"):
+            continue
+        if node in state.parts_of_norms:
             continue
         label = op_label(node, state.facts)
         reason = _reason(node, label, undone, state)

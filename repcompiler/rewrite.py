@@ -15,6 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from repcompiler.facts import Facts, fetch
 from repcompiler.lower import Emitter, Target
 from repcompiler.normalise import is_write
+from repcompiler.opening import Opened, close_norms
 from repcompiler.regions import Rewrite
 
 
@@ -36,6 +37,7 @@ def rewrite(
     regions: Sequence[Rewrite],
     facts: Facts,
     *,
+    opened: Mapping[Node, Opened] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Rewritten:
     """A new module in which each region's value is computed from its meaning.
@@ -46,6 +48,8 @@ def rewrite(
     draft = _copy_graph(module)
     for region in regions:
         _insert(draft, region, _target(region, module, facts, dtype))
+    _drop_dead(draft.graph)
+    close_norms(draft.graph, opened or {}, draft.twins)
     _drop_dead(draft.graph)
     _relax_views(draft)
     names = _settle_names(draft.graph, draft.fresh)

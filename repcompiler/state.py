@@ -12,6 +12,7 @@ from repcompiler.capture import Captured, Model
 from repcompiler.compose import Composed
 from repcompiler.facts import Facts
 from repcompiler.lift import Lifted, Rules
+from repcompiler.opening import Opened
 from repcompiler.regions import Rewrite
 from repcompiler.report import FuseReport, VerifyReport
 from repcompiler.rewrite import Rewritten
@@ -28,6 +29,7 @@ class State:
     check: bool = True
     samples: int = 1
     captured: Captured | None = None
+    opened: Mapping[Node, Opened] = field(default_factory=dict[Node, Opened])
     facts: Facts | None = None
     lifted: Mapping[Node, Lifted] | None = None
     composed: Composed | None = None
@@ -41,6 +43,11 @@ class State:
     equivalence: VerifyReport | None = None
     report: FuseReport | None = None
     seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def parts_of_norms(self) -> set[Node]:
+        """Nodes that stand for an opened norm, and count as none of their own."""
+        return {node for norm in self.opened.values() for node in norm.nodes}
 
     @property
     def graph_module(self) -> GraphModule:
