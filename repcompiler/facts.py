@@ -10,7 +10,7 @@ guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,34 +146,36 @@ def _widened(inputs: Sequence[object]) -> list[object]:
 
 
 def _enlarged(inputs: Sequence[object]) -> list[list[object]]:
-    """The inputs with the axes behind the channels doubled, if they have any.
+    """The inputs with the axes behind the channels enlarged, if they have any.
 
-    Which axis of three holds the channels is not known: each of the two is doubled.
+    All alike, for models that take squares only, and each by another factor. Which axis
+    of three holds the channels is not known: each of the two is enlarged.
     """
     ranks = {leaf.dim() for leaf in pytree.tree_leaves(inputs) if _is_tensor(leaf)}
+    found: list[list[object]] = []
+    if max(ranks, default=0) > 2:
+        found.append(_scaled(inputs, {2: 2, 3: 2, 4: 2}))
     if 3 in ranks:
-        return [_doubled(inputs, lambda _: slice(1, 2)), _doubled(inputs, _positions)]
-    return [_doubled(inputs, _positions)] if max(ranks, default=0) > 3 else []
+        found.append(_scaled(inputs, {1: 2}, rank=3))
+    if max(ranks, default=0) > 3:
+        found.append(_scaled(inputs, {2: 2, 3: 3, 4: 5}))
+    return found
 
 
 def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def _positions(rank: int) -> slice:
-    return slice(2, rank)
-
-
-def _doubled(inputs: Sequence[object], where: Callable[[int], slice]) -> list[object]:
-    def double(leaf: object) -> object:
-        if not isinstance(leaf, Tensor):
+def _scaled(
+    inputs: Sequence[object], factors: Mapping[int, int], rank: int | None = None
+) -> list[object]:
+    def scale(leaf: object) -> object:
+        if not isinstance(leaf, Tensor) or rank not in (None, leaf.dim()):
             return leaf
-        axes = range(leaf.dim())[where(leaf.dim())]
-        return leaf.new_empty(
-            [(2 if a in axes else 1) * n for a, n in enumerate(leaf.shape)]
-        )
+        sizes = [factors.get(a, 1) * size for a, size in enumerate(leaf.shape)]
+        return leaf.new_empty(sizes)
 
-    return [pytree.tree_map(double, value) for value in inputs]
+    return [pytree.tree_map(scale, value) for value in inputs]
 
 
 _OPERANDS = ("input", "weight", "other")
@@ -204,20 +206,6 @@ def _rank_hangs_on_sizes(node: Node, before: Any, after: Any) -> bool:
     if op_name(node) != "squeeze" or not isinstance(before, Tensor):
         return False
     return isinstance(after, Tensor) and after.dim() == before.dim()
-
-
-def shape_of(node: Node, facts: Facts, changed: Mapping[Node, Shape]) -> Shape | None:
-    """The shape of a node where some operands have other shapes; None if it fails."""
-
-    def value(arg: Node) -> Any:
-        known = facts.values.get(arg, UNKNOWN)
-        if arg in changed and isinstance(known, Tensor):
-            return known.new_empty(tuple(size or 0 for size in changed[arg]))
-        return known
-
-    args, kwargs = map_arg(node.args, value), map_arg(node.kwargs, value)
-    result = _run(node, facts, args, kwargs)
-    return tuple(result.shape) if isinstance(result, Tensor) else None
 
 
 def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:

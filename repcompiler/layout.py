@@ -12,7 +12,7 @@ from typing import Any
 from torch.fx import Node
 
 from repcompiler.affine import Step
-from repcompiler.facts import Shape, shape_of
+from repcompiler.facts import Shape
 from repcompiler.lift import Carry, Lifted, Op, Opaque
 from repcompiler.reasons import Reason
 from repcompiler.rules import static
@@ -47,7 +47,11 @@ def kept_axes(before: Shape, after: Shape) -> dict[int, int]:
 
 
 def reshape(op: Op) -> Lifted:
-    """reshape, view, flatten, unflatten, squeeze, unsqueeze: row-major order kept."""
+    """reshape, view, flatten, unflatten, squeeze, unsqueeze: row-major order kept.
+
+    An axis may be kept by coincidence, as in (N, 4, 4) to (N, -1, 4): it has to be kept
+    for inputs of other sizes as well.
+    """
     if not isinstance(op.input, Node):
         return Opaque()
     before, after = op.facts.shape(op.input), op.facts.shape(op.node)
@@ -56,39 +60,12 @@ def reshape(op: Op) -> Lifted:
     if 0 in before or op.facts.dtype(op.input) != op.facts.dtype(op.node):
         return Opaque()  # view(dtype) reads the same bits as other numbers
     axes = kept_axes(before, after)
-    for position in range(1, len(before)):
-        axes = _still_kept(op, axes, before, position)
+    for facts in op.facts.elsewhere:
+        first, second = facts.shape(op.input), facts.shape(op.node)
+        if first is not None and second is not None:
+            still = kept_axes(first, second)
+            axes = {a: b for a, b in axes.items() if still.get(a) == b}
     return _carry(op, axes)
-
-
-def _still_kept(
-    op: Op, axes: dict[int, int], before: Shape, position: int
-) -> dict[int, int]:
-    """The axes that are kept as well where the size at `position` is doubled.
-
-    An axis may be kept by coincidence: (N, 4, 4) as (N, -1, 4). A size that is computed
-    follows the input, so nothing can be told from doubling it here.
-    """
-    computed = [arg for arg in op.node.all_input_nodes if arg is not op.input]
-    if any(arg not in _sizes(op.node)[:1] for arg in computed):
-        return axes
-    doubled = tuple(
-        (size or 0) * (2 if index == position else 1)
-        for index, size in enumerate(before)
-    )
-    after = shape_of(op.node, op.facts, {op.input: doubled})
-    if after is None:
-        return axes
-    kept = kept_axes(doubled, after)
-    moved = position - len(before)
-    return {a: b for a, b in axes.items() if a == moved or kept.get(a) == b}
-
-
-def _sizes(node: Node) -> tuple[Any, ...]:
-    """The sizes that a reshape is given, in a list or one by one."""
-    rest: tuple[Any, ...] = node.args[1:]
-    listed = len(rest) == 1 and isinstance(rest[0], (list, tuple))
-    return tuple(rest[0]) if listed else rest
 
 
 def permute(op: Op) -> Lifted:

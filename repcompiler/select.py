@@ -39,6 +39,8 @@ class Selected:
         live: all values that will be computed, rewritten or not.
         dearer: values for which some candidate was exact but cost more.
         cost_before, cost_after: nominal microseconds of the affine part.
+        grown: chosen values whose ops cost more than the value's own op did, so that
+            they do the work of values between as well.
     """
 
     chosen: Mapping[Node, Meaning]
@@ -46,6 +48,7 @@ class Selected:
     dearer: frozenset[Node]
     cost_before: float
     cost_after: float
+    grown: frozenset[Node] = frozenset()
 
 
 @dataclass
@@ -118,7 +121,11 @@ def _choose(
     live = _live(graph, state)
     chosen = {n: m for n in graph.nodes if n in live and (m := state.choice.get(n))}
     after = sum(_realised_cost(node, state) for node in graph.nodes if node in live)
-    return Selected(chosen, frozenset(live), frozenset(state.dearer), before, after)
+    grown = frozenset(
+        n for n in chosen if _realised_cost(n, state) > _own_cost(n, state) * (1 + 1e-9)
+    )
+    dearer = frozenset(state.dearer)
+    return Selected(chosen, frozenset(live), dearer, before, after, grown)
 
 
 def _is_affine(node: Node, composed: Composed) -> bool:
@@ -179,9 +186,13 @@ def _live(graph: Graph, state: _Selection) -> set[Node]:
 
 
 def _recomputed(selected: Selected, composed: Composed) -> set[Node]:
-    """Values with several readers whose work the plan does more than once."""
+    """Values with several readers whose work the plan does more than once.
+
+    A norm that every reader takes in for nothing is not worked out at all.
+    """
     times: Counter[Node] = Counter(selected.live)
-    for value, meaning in selected.chosen.items():
+    for value in selected.grown:
+        meaning = selected.chosen[value]
         times.update(between(value, meaning, composed.lifted) - {value})
     return {n for n, count in times.items() if count > 1 and len(n.users) > 1}
 
