@@ -55,15 +55,16 @@ def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]
     """Make writes functional, in place; returns what is still written: names, nodes."""
     nodes = list(module.graph.nodes)
     writes = {node: target for node in nodes if (target := written(node, module))}
-    effects = [node for node in nodes if _acts(node, module)]
+    effects = {node: node.all_input_nodes for node in nodes if _acts(node, module)}
+    effects |= {n: wrote for n in nodes if (wrote := n.meta.get("overwrites"))}
     if not writes and not effects:
         return frozenset(), frozenset()
     order = {node: index for index, node in enumerate(nodes)}
     groups = _alias_groups(nodes, module, writes)
     pinned: set[Node] = set()
-    for node in effects:
+    for node, targets in effects.items():
         node.meta["writes"] = True
-        pinned |= {node}.union(*(groups[i] for i in node.all_input_nodes))
+        pinned |= {node}.union(*(groups[target] for target in targets))
     for node, target in writes.items():
         if not _undo(module, node, target, groups[target], order):
             node.meta["writes"] = True
@@ -141,11 +142,11 @@ def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[
         return [] if fresh else node.all_input_nodes
     if node.op in ("placeholder", "get_attr", "output"):
         return []
-    return node.all_input_nodes if op_name(node) in _VIEWS or _foreign(node) else []
+    return node.all_input_nodes if op_name(node) in _VIEWS or is_foreign(node) else []
 
 
-def _foreign(node: Node) -> bool:
-    """A function that is not torch's own may return its argument."""
+def is_foreign(node: Node) -> bool:
+    """A function that is not torch's own may return its argument, or change it."""
     home = str(getattr(node.target, "__module__", "") or "")
     known = home.split(".")[0] in ("torch", "_operator", "math", "builtins")
     return node.op == "call_function" and bool(home) and not known

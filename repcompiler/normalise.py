@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node, map_arg
 from torch.nn.utils.parametrize import ParametrizationList
 
 from repcompiler.facts import fetch, op_name
+from repcompiler.foreign import mark_foreign_writes
 from repcompiler.lift import is_hooked
 from repcompiler.mutation import functionalise
 
@@ -37,7 +38,11 @@ class Clean:
     notes: tuple[str, ...] = ()
 
 
-def clean(module: GraphModule, baked: frozenset[str] = frozenset()) -> Clean:
+def clean(
+    module: GraphModule,
+    baked: frozenset[str] = frozenset(),
+    inputs: tuple[Any, ...] | None = None,
+) -> Clean:
     """Bring `module` to normal form, in place; its parameters are shared, not copied.
 
     `baked` names constants that tracing made: no cast of the model reaches those.
@@ -45,6 +50,7 @@ def clean(module: GraphModule, baked: frozenset[str] = frozenset()) -> Clean:
     drop_guards(module)
     drop_aliases(module)
     plain_norms(module)
+    mark_foreign_writes(module, inputs)
     frozen, mutated = functionalise(module)
     exact = fold_constants(module, frozen, mutated, baked)
     drop_dead(module)

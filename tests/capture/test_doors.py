@@ -20,7 +20,7 @@ from equality import (
     ops,
     randomise,
 )
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import repcompiler as rc
@@ -342,3 +342,54 @@ def test_computed_weights(kind, door):
     else:
         assert (convs(result.model), norms(result.model)) == (1, 0)
         assert sum(ops(result.model).values()) == 1
+
+
+# ---- code that the trace does not see ----------------------------------------------
+
+
+@fx.wrap
+def add_in_place(x: Tensor, y: Tensor) -> Tensor:
+    """What `fx` keeps as one call; the caller may not even read what it returns."""
+    return x.add_(y)
+
+
+class Overwritten(nn.Module):
+    """A conv's output that a wrapped function changes, before a norm reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        """norm(conv(x) + x), with the sum done behind the trace's back."""
+        y = self.conv(x)
+        add_in_place(y, x)
+        return self.norm(y)
+
+
+@pytest.mark.parametrize("inputs", [IMAGE, None], ids=["example", "no example"])
+def test_a_wrapped_function_may_change_its_arguments(inputs):
+    model = randomise(Overwritten())
+    fused = rc.fuse(model, inputs, capture="symbolic_trace").model
+    assert_same(model, fused, [IMAGE])
+    assert norms(fused) == 1
+
+
+class AsksForATensor(nn.Module):
+    """A branch on the type of a value, which is no tensor while it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        """norm(conv([x, x]))"""
+        both = torch.cat([x, x], 1) if isinstance(x, Tensor) else x
+        return self.norm(self.conv(both))
+
+
+def test_a_trace_past_a_branch_that_does_not_even_run_is_not_taken():
+    model = randomise(AsksForATensor())
+    result = rc.fuse(model, IMAGE)
+    assert result.report.capture == "export"
+    assert_same(model, result.model, [IMAGE])
