@@ -162,7 +162,7 @@ def _acts(node: Node, module: GraphModule) -> bool:
     if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
         return is_hooked(leaf) or not type(leaf).__module__.startswith("torch.nn.")
-    return _foreign(node)
+    return is_foreign(node)
 
 
 def _undo(
