@@ -79,7 +79,10 @@ def profile(document: dict[str, Any]) -> str:
 def _layers(row: dict[str, Any], roof: dict[str, Any]) -> dict[str, Any]:
     """One model's ops with their chart, and the longest time of each form."""
     forms = {
-        form: {**facts, "slowest": max(x["milliseconds"] for x in facts["layers"])}
+        form: {
+            **facts,
+            "slowest": max((x["milliseconds"] for x in facts["layers"]), default=0.0),
+        }
         for form, facts in row["forms"].items()
     }
     return {**row, "forms": forms, "chart": charts.rooflines(roof, forms)}

@@ -274,6 +274,10 @@ def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
     if job.layers or job.html or job.png:
         stage("time every op")
         result.roofline, result.layers = layers.survey(grids, states, job)
+        timed = {row["model"] for row in result.layers}
+        without = ", ".join(text for text in job.models if text not in timed)
+        if without:
+            result.notes.append(f"{without}: no one graph, so that no op is timed")
     result.notes += _notes(result)
     words = recipe_words(job.options)
     result.advice = advice.advise(result.cells, words)
