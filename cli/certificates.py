@@ -107,6 +107,7 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     import repcompiler as rc
     from repcompiler.capture import run_capture
     from repcompiler.certify import check_digest, check_regions
+    from repcompiler.opening import open_norms
 
     if reference.model is None:
         raise BadInput(
@@ -121,6 +122,7 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     door = door if door in ("symbolic_trace", "export") else "auto"
     try:
         captured = run_capture(reference.model, reference.inputs, door=door, check=True)
+        open_norms(captured.module, captured.mutated)
         rows = check_regions(
             document,
             captured.module,

@@ -112,7 +112,7 @@ def _ops(region: Rewrite, state: State) -> list[dict[str, Any]]:
     form = fused_form(region, state.graph_module, state.facts)
     nodes = [n for n in form.graph.nodes if n.op not in ("placeholder", "output")]
     names = state.rewritten.added[region.value]
-    if len(nodes) != len(names):
+    if len(nodes) != len(names) or region.unread:
         raise NotImplementedError
     labels = {
         node: f"s{index}"
