@@ -193,7 +193,7 @@ def _compile(job: Job, loaded: Loaded, stage: Stage) -> Any:
     import repcompiler as rc
 
     try:
-        return rc.fuse(
+        result = rc.fuse(
             loaded.model,
             example_inputs=loaded.inputs,
             verify=job.verify,
@@ -205,6 +205,12 @@ def _compile(job: Job, loaded: Loaded, stage: Stage) -> Any:
         kind = JobFailed if isinstance(error, rc.VerificationError) else BadInput
         message = f"{loaded.name}: {error.args[0] if error.args else error}"
         raise kind(message, hint=error.hint) from error
+    if job.certificate and result.certificate is None:
+        raise BadInput(
+            f"{loaded.name} has no graph as a whole, and a certificate is about one.",
+            hint="Leave --certificate out: each part is checked all the same.",
+        )
+    return result
 
 
 def _document(loaded: Loaded, report: Any) -> dict[str, Any]:

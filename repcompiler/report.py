@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 SCHEMA = 1
@@ -107,8 +108,11 @@ class VerifyReport:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return dict(vars(self))
+        """The fields by name; what is infinite or no number, JSON has no word for."""
+        return {
+            key: None if isinstance(value, float) and not isfinite(value) else value
+            for key, value in vars(self).items()
+        }
 
 
 @dataclass(frozen=True)

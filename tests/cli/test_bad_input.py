@@ -201,3 +201,29 @@ def test_fuse_has_at_most_ten_options_of_its_own():
     common |= {"pretrained", "input_size", "seed", "device", "dtype", "model"}
     own = set(inspect.signature(fuse_command.fuse).parameters) - common
     assert len(own) <= 10
+
+
+PARTLY_TRACED = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    default_input_size = (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        y = self.body(x)
+        return y if float(y.detach().mean()) > 1e6 else y.relu()
+"""
+
+
+def test_a_certificate_of_a_model_without_one_graph_is_refused(fastvit, folder):
+    (folder / "partly.py").write_text(PARTLY_TRACED)
+    result = fastvit("fuse", "partly.py:Net", "--certificate", "c.json")
+    assert result.code == 2
+    assert "has no graph as a whole" in result.err
+    assert not (folder / "c.json").exists()
