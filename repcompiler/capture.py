@@ -26,6 +26,7 @@ from repcompiler.facts import fetch
 from repcompiler.lift import is_hooked
 from repcompiler.normalise import Clean, clean
 from repcompiler.tracer import symbolic
+from repcompiler.trees import copied
 
 Model = nn.Module | torch.export.ExportedProgram
 DOORS = ("symbolic_trace", "export")
@@ -233,7 +234,7 @@ def same_function(
     with torch.no_grad():
         # Each may write to its inputs, its buffers and even its parameters.
         replaced = {name: state[name].clone() for name in owned if name in state}
-        one, two = (pytree.tree_map(_copied, inputs) for _ in range(2))
+        one, two = (copied(inputs) for _ in range(2))
         expected = _outputs(lambda: twin(*one))
         try:
             call = torch.func.functional_call
@@ -241,10 +242,6 @@ def same_function(
         except Exception:  # traced past a branch that the module takes
             return False
     return len(expected) == len(found) and all(map(_close, expected, found))
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def randomise(tensors: Any) -> None:

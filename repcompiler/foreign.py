@@ -14,16 +14,15 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from repcompiler.mutation import is_foreign
+from repcompiler.mutation import OVERWRITES, is_foreign
 from repcompiler.operators import RULES
-
-OVERWRITES = "overwrites"
+from repcompiler.trees import copied
 
 
 def mark_foreign_writes(module: GraphModule, inputs: tuple[Any, ...] | None) -> None:
     """Note on each foreign call which of its operands it writes to."""
     calls = [node for node in module.graph.nodes if is_foreign(node)]
-    calls = [node for node in calls if f"{_path(node)}" not in RULES]
+    calls = [node for node in calls if _path(node) not in RULES]
     if not calls:
         return
     for node in calls:
@@ -33,7 +32,7 @@ def mark_foreign_writes(module: GraphModule, inputs: tuple[Any, ...] | None) -> 
     watch = _Watch(module)
     try:
         with torch.no_grad():
-            watch.run(*pytree.tree_map(_copied, inputs))
+            watch.run(*copied(inputs))
     except Exception:  # then nothing is known of them
         return
     for node in calls:
@@ -43,10 +42,6 @@ def mark_foreign_writes(module: GraphModule, inputs: tuple[Any, ...] | None) -> 
 def _path(node: Node) -> str:
     target: Any = node.target
     return f"{target.__module__}.{getattr(target, '__name__', '')}"
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 class _Watch(fx.Interpreter):

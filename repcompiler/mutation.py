@@ -51,12 +51,16 @@ _VIEW_MODULES = (
 )
 
 
+# In a node's `meta`: the operands that a call of somebody else's writes to.
+OVERWRITES = "overwrites"
+
+
 def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]:
     """Make writes functional, in place; returns what is still written: names, nodes."""
     nodes = list(module.graph.nodes)
     writes = {node: target for node in nodes if (target := written(node, module))}
     effects = {node: node.all_input_nodes for node in nodes if _acts(node, module)}
-    effects |= {n: wrote for n in nodes if (wrote := n.meta.get("overwrites"))}
+    effects |= {n: wrote for n in nodes if (wrote := n.meta.get(OVERWRITES))}
     if not writes and not effects:
         return frozenset(), frozenset()
     order = {node: index for index, node in enumerate(nodes)}

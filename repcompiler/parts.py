@@ -31,6 +31,7 @@ from repcompiler.part import Form, Part, Signature
 from repcompiler.report import FuseReport
 from repcompiler.rewrite import rewrite
 from repcompiler.state import State
+from repcompiler.trees import copied
 from repcompiler.verify import compare
 
 Pipeline = Callable[[nn.Module, tuple[Any, ...]], State]
@@ -202,7 +203,7 @@ def _agrees(
 
 def _sharing(module: nn.Module, call: tuple[Any, ...]) -> list[tuple[int, int]]:
     """Pairs of tensors, of arguments and results, that share memory."""
-    given = pytree.tree_map(_copied, call)
+    given = copied(call)
     with torch.no_grad():
         leaves = pytree.tree_leaves((given, module(*given)))
     places = [_place(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
@@ -212,10 +213,6 @@ def _sharing(module: nn.Module, call: tuple[Any, ...]) -> list[tuple[int, int]]:
 
 def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _copied(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 # ---- the whole ---------------------------------------------------------------------

@@ -25,6 +25,7 @@ from repcompiler.counting import buffers_kept
 from repcompiler.errors import VerificationError
 from repcompiler.probes import PROBE_SCALES
 from repcompiler.report import VerifyReport
+from repcompiler.trees import copied
 
 EXACT = 1e-9
 MAX_ERROR_RATIO = 8.0
@@ -293,7 +294,7 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
     """The tensors in the model's output, flat."""
     with torch.no_grad():
         try:
-            output = model(*pytree.tree_map(_copied, tuple(inputs)))
+            output = model(*copied(tuple(inputs)))
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise VerificationError(
@@ -301,11 +302,6 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
             ) from error
     leaves = pytree.tree_leaves(output)
     return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _copied(leaf: Any) -> Any:
-    """Models may write to their inputs."""
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _try_run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
