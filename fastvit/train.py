@@ -7,8 +7,9 @@ The data, the objective and the update have files of their own (`batches`, `obje
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -151,21 +152,36 @@ def _resume(run: _Run) -> None:
         raise ResumeError(
             f"{path} was trained on other classes.", hint="Name the same DATA."
         )
-    if state["images"] != run.engine.plan.images:
-        run.listener.noted(
-            f"There were {state['images']} training images, now there are "
-            f"{run.engine.plan.images}: the run will not be what it would have been."
-        )
-    if len(state["norms"]) != run.job.world.size:
-        run.listener.noted(
-            f"{len(state['norms'])} processes became {run.job.world.size}: the same "
-            "images in each update, but not bit for bit the same run."
-        )
+    for text in _differences(run, state):
+        run.listener.noted(text)
     run.position = Position(**state["position"])
     run.history = state["history"]
     run.problems = state["problems"]
     done = run.position.epoch * run.engine.plan.updates + run.position.update
     run.engine.load_state(state, done)
+
+
+def _differences(run: _Run, state: dict[str, Any]) -> Iterator[str]:
+    """What keeps a run from going on as it would have gone."""
+    images, now = state["images"], run.engine.plan.images
+    if images != now:
+        yield (
+            f"There were {images} training images, now there are {now}: the run will "
+            "not be what it would have been."
+        )
+    processes, now = len(state["norms"]), run.job.world.size
+    if processes != now:
+        yield (
+            f"{processes} processes became {now}: the same images in each update, but "
+            "not bit for bit the same run."
+        )
+    now = torch.get_num_threads()
+    threads = state.get("threads", now)  # an older checkpoint does not say
+    if threads != now and run.job.world.device.type == "cpu":
+        yield (
+            f"{threads} torch threads became {now}: sums are rounded in another order, "
+            f"so not bit for bit the same run; OMP_NUM_THREADS={threads} makes it so."
+        )
 
 
 def _train_epoch(run: _Run, batches: Iterable[Batch], stop: StopRequest) -> bool:
@@ -331,6 +347,7 @@ def _save(run: _Run) -> None:
         "classes": list(run.job.splits.class_names),
         "images": run.engine.plan.images,
         "recipe": to_toml(run.job.recipe),
+        "threads": torch.get_num_threads(),
     }
     whole = {**state, "position": position, **history, **data}
     write_state(run.job.output / LAST, whole)

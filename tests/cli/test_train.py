@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_resume import assert_same_state
 from train_helpers import write_images
 
@@ -210,27 +212,34 @@ def test_kill_9_loses_nothing_but_time(train, net, images, folder):
     assert train(*options, "-o", "whole").code == 0
     command = [sys.executable, "-m", "fastvit_cli", "train", images, "--model", net]
     command += ["--recipe", "small", *SETTINGS, *options, "-o", "killed", "--quiet"]
-    positions = []
-    for _ in range(2):
-        kill_after_a_checkpoint(command, folder / "killed/last.pt")
-        at = read_state(folder / "killed/last.pt")["position"]
-        positions.append((at["epoch"], at["update"]))
+    last = folder / "killed/last.pt"
+    positions = [kill_after_a_checkpoint(command, last) for _ in range(2)]
     assert (0, 0) < positions[0] < positions[1] < (8, 0)
     assert train(*options, "-o", "killed").code == 0
     states = [read_state(folder / run / "last.pt") for run in ("whole", "killed")]
     assert_same_state(*states)
 
 
-def kill_after_a_checkpoint(command: list[str], last: Path) -> None:
-    """Start the run, wait for a checkpoint of its own and a moment, and kill it."""
-    before = last.stat().st_mtime_ns if last.exists() else 0
-    process = subprocess.Popen(command)
-    while not last.exists() or last.stat().st_mtime_ns == before:
+def kill_after_a_checkpoint(command: list[str], last: Path) -> tuple[int, int]:
+    """Start the run, wait for an update more than there was, and kill it."""
+    before = reached(last)
+    # As many threads as this process has: what they sum, they sum in the same order.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, env=environment)
+    while reached(last) == before:
         assert process.poll() is None
         time.sleep(0.002)
-    time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
+    return reached(last)
+
+
+def reached(last: Path) -> tuple[int, int]:
+    """The epoch and the update that a checkpoint stands before."""
+    if not last.exists():
+        return (0, 0)
+    at = read_state(last)["position"]
+    return at["epoch"], at["update"]
 
 
 def flat(text: str) -> str:

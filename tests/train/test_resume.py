@@ -147,6 +147,20 @@ def test_a_damaged_checkpoint_is_refused_in_words(run, tmp_path):
         run(small(), resume=True)
 
 
+def test_another_number_of_threads_is_said(run):
+    recipe = small(checkpoint_updates=1)
+    with pytest.raises(Stopped):
+        run(recipe, "killed", stop_at(2))
+    listener = Recorder()
+    torch.set_num_threads(2)
+    try:
+        run(recipe, "killed", listener, resume=True)
+    finally:
+        torch.set_num_threads(1)
+    assert "1 torch threads became 2" in " ".join(listener.notes)
+    assert "OMP_NUM_THREADS=1" in " ".join(listener.notes)
+
+
 def test_nothing_to_resume_is_said_and_starts_the_run(run):
     listener, outcome = run(small(), resume=True)
     assert "starting from the beginning" in listener.notes[0]
