@@ -11,6 +11,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,6 +54,19 @@ _VIEW_MODULES = (
 
 # In a node's `meta`: the operands that a call of somebody else's writes to.
 OVERWRITES = "overwrites"
+# In a node's `meta`: that it overwrote its first argument, and how (`Overwrote`).
+OVERWROTE = "overwrote"
+
+
+@dataclass(frozen=True)
+class Overwrote:
+    """How an op was called that overwrote its first argument, and how it is now.
+
+    The same targets before and after mean that a flag, ``inplace``, was cleared.
+    """
+
+    before: Any
+    after: Any
 
 
 def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]:
@@ -185,12 +199,13 @@ def _undo(
     }
     if late or target.op == "get_attr" or "out" in node.kwargs:
         return False
+    before = node.target
     if not _make_functional(module, node):
         return False
     for user in list(target.users):
         if user is not node and order[user] > now:
             user.replace_input_with(target, node)
-    node.meta["overwrote"] = True
+    node.meta[OVERWROTE] = Overwrote(before, node.target)
     return True
 
 
@@ -201,7 +216,7 @@ def keep_dtypes(module: GraphModule, facts: Facts) -> bool:
     """
     changed = False
     for node in list(module.graph.nodes):
-        target = node.args[0] if node.meta.get("overwrote") and node.args else None
+        target = node.args[0] if node.meta.get(OVERWROTE) and node.args else None
         if not isinstance(target, Node):
             continue
         own, kept = facts.dtype(node), facts.dtype(target)

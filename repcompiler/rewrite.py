@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from repcompiler.facts import Facts, fetch
+from repcompiler.inplace import restore_writes
 from repcompiler.lower import Emitter, Target
 from repcompiler.normalise import is_write
 from repcompiler.opening import Opened, close_norms
@@ -55,6 +56,7 @@ def rewrite(
     names = _settle_names(draft.graph, draft.fresh)
     attributes = _copied(draft.graph, module, facts, dtype)
     attributes.update({name: draft.fresh[key] for key, name in names.items()})
+    restore_writes(draft.graph, attributes)
     built = GraphModule(_assemble(attributes), draft.graph, type(module).__name__)
     living = set(draft.graph.nodes)
     added = {
