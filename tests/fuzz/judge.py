@@ -290,14 +290,14 @@ def _run(model: Callable[..., Any], given: tuple[Tensor, ...]) -> Any:
 def _largest_inside(
     script: Script, names: Mapping[str, Any], shape: tuple[int, ...]
 ) -> float:
-    """The largest magnitude among all values of the program."""
+    """The largest magnitude among all values of the program; nan where one has nan."""
     lines = [s.line for s in script.statements]
     made = [line.split(" = ")[0] for line in lines if " = " in line and line[0] == "v"]
     every = [f"{name}.clone()" for name in dict.fromkeys(made) if name.isidentifier()]
     wide = replace(script, outputs=f"[{', '.join([*every, *script.inputs])}]")
     found = _run(loaded(wide)["build"](), names["inputs"](shape)) or []
     sizes = [float(v.double().abs().amax()) for v in found if v.numel()]
-    return max(sizes, default=0.0)
+    return float(torch.tensor([0.0, *sizes]).max())  # Python's own max drops nan
 
 
 # ---- a smaller program that fails in the same way ------------------------------------

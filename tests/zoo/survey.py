@@ -5,22 +5,25 @@
 
 A record is kept for each model in `tests/zoo/survey.json`, under the versions of its
 package and of torch and a fingerprint of the compiler's source; what is there and
-current is not run again. Every family comes first, by its smallest member, then every
-name.
+current is not run again. The smallest member of every family of every package comes
+first, then the second, and so on to every name.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
+import itertools
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +43,16 @@ def fingerprint() -> str:
     return digest.hexdigest()[:12]
 
 
-def names(package: str, *, families_only: bool = False) -> list[tuple[str, str]]:
-    """(family, model) of a package: two of each family first, then the rest."""
+def rounds(package: str) -> Iterator[list[tuple[str, str]]]:
+    """(family, model): the smallest of each family, the next of each, and so on."""
     from packages import PACKAGES
 
     families: dict[str, list[str]] = {}
     for family, name in PACKAGES[package].listed():
         families.setdefault(family, []).append(name)
     ordered = {f: sorted(names, key=_smallness) for f, names in families.items()}
-    first = [(family, names[0]) for family, names in ordered.items()]
-    second = [(family, names[1]) for family, names in ordered.items() if names[1:]]
-    rest = [(family, name) for family, names in ordered.items() for name in names[2:]]
-    return first + ([] if families_only else second + rest)
+    for place in range(max(map(len, ordered.values()))):
+        yield [(f, names[place]) for f, names in ordered.items() if names[place:]]
 
 
 def _smallness(name: str) -> tuple[int, int, str]:
@@ -68,9 +69,8 @@ def _smallness(name: str) -> tuple[int, int, str]:
 def survey_one(package: str, name: str) -> dict[str, Any]:
     """Fuse one model and compare it with the best peer that keeps the function."""
     import torch
-
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
     from helpers import randomise
+    from leftovers import leftovers
     from op_counts import left_by, peers
     from packages import PACKAGES, TRAINED
 
@@ -78,10 +78,11 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, inputs = PACKAGES[package].build(name)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = _parameters_on_meta(package, name)
     if parameters > MOST_PARAMETERS:
         return {"status": "too large", "params": parameters}
+    model, inputs = PACKAGES[package].build(name)
+    parameters = sum(p.numel() for p in model.parameters())
     model = model.eval() if package in TRAINED else randomise(model)
     with torch.no_grad():
         model(*inputs)
@@ -91,8 +92,21 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
         **record_of(fused.report),
         "params": parameters,
         "peers": rivals,
-        "leftovers": _leftovers(fused),
+        "leftovers": leftovers(fused.model, fused.report.kept),
     }
+
+
+def _parameters_on_meta(package: str, name: str) -> int:
+    """How many there will be, before memory is taken for them; 0 if that fails."""
+    import torch
+    from packages import PACKAGES
+
+    try:
+        with torch.device("meta"):
+            model, _ = PACKAGES[package].build(name)
+    except Exception:
+        return 0  # a model that computes while it is made
+    return sum(p.numel() for p in model.parameters())
 
 
 def record_of(report: Any) -> dict[str, Any]:
@@ -116,40 +130,33 @@ def _by_type(report: Any) -> tuple[dict[str, int], dict[str, int]]:
     return report.ops.before_by_type, report.ops.after_by_type
 
 
-def _leftovers(fused: Any) -> list[str] | None:
-    """What an independent reader of the fused graph finds; None where there is none."""
-    if importlib.util.find_spec("leftovers") is None:
-        return None
-    from leftovers import leftovers
-
-    return leftovers(fused.model, fused.report.kept)
-
-
-def child(package: str, name: str) -> None:
+def child(package: str, name: str, answer: Connection) -> None:
+    """Survey one model within the limits, and send the record."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    warnings.simplefilter("ignore")
     try:
         record = survey_one(package, name)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0][:200]
         record = {"status": "error", "note": f"{type(error).__name__}: {text}"}
-    print("\n" + json.dumps(record))
+    answer.send(record)
 
 
 # ---- the survey --------------------------------------------------------------------
 
 
-def run(package: str, options: argparse.Namespace) -> None:
-    """Survey one package; what is recorded under the current stamp is left alone."""
+def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> None:
+    """Survey models; what is recorded under the current stamp is left alone."""
     from packages import PACKAGES
 
-    stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {fingerprint()}"
+    compiler = fingerprint()
     deadline = time.monotonic() + 60 * options.minutes
-    for family, name in names(package, families_only=options.families):
+    for package, family, name in wanted:
         key = f"{package}:{name}"
-        known = _records().get(key, {})
-        if options.match not in name or (known.get("stamp") == stamp):
+        stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {compiler}"
+        if options.match not in name or _records().get(key, {}).get("stamp") == stamp:
             continue
         if time.monotonic() > deadline:
             break
@@ -157,6 +164,20 @@ def run(package: str, options: argparse.Namespace) -> None:
         _keep(key, {"stamp": stamp, "family": family, **record})
         print(f"{key}: {record['status']} {record.get('ops', record.get('note'))}")
         sys.stdout.flush()
+
+
+def load() -> None:
+    """Import once what every model needs: each is surveyed in a fork of this process.
+
+    So the compiler that runs is the one whose fingerprint was taken, even if its source
+    changes meanwhile.
+    """
+    import leftovers  # noqa: F401
+    import op_counts  # noqa: F401
+    import timm  # noqa: F401
+    import torchvision  # noqa: F401
+
+    import repcompiler  # noqa: F401
 
 
 def _records() -> dict[str, Any]:
@@ -171,48 +192,58 @@ def _keep(key: str, record: dict[str, Any]) -> None:
 
 
 def _in_process(package: str, name: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "child", package, name]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(package, name, theirs))
+    process.start()
+    theirs.close()
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return {"status": "timeout", "note": f"over {SECONDS} s"}
-    lines = done.stdout.strip().splitlines()
-    try:
-        return json.loads(lines[-1])
-    except (IndexError, ValueError):
-        tail = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-        return {"status": "crash", "note": tail[0][:200]}
+        if not ours.poll(SECONDS):
+            return {"status": "timeout", "note": f"over {SECONDS} s"}
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return {"status": "crash", "note": f"exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def wanted(packages: Iterable[str], families: bool) -> Iterator[tuple[str, str, str]]:
+    """(package, family, model) of all packages, in rounds of one of each family."""
+    rows = [((p, batch) for batch in rounds(p)) for p in packages]
+    for together in itertools.zip_longest(*rows):
+        for package, batch in filter(None, together):
+            yield from ((package, family, name) for family, name in batch)
+        if families:
+            return
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=["run", "report", "child"])
-    parser.add_argument("words", nargs="*")
+    parser.add_argument("task", choices=["run", "report"])
     parser.add_argument("--package", default="all")
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--match", default="")
     parser.add_argument("--families", action="store_true", help="one of each family")
     options = parser.parse_args()
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(p) for p in (HERE, ROOT, ROOT / "tests", ROOT / "benchmarks")]
     from packages import PACKAGES, missing
 
-    if options.task == "child":
-        child(*options.words)
-    elif options.task == "report":
+    if options.task == "report":
         from survey_report import write
 
         write(_records(), ROOT / "docs" / "coverage.md")
-    else:
-        chosen = PACKAGES if options.package == "all" else [options.package]
-        for package in chosen:
-            absent = missing(package)
-            print(absent or f"surveying {package}", file=sys.stderr)
-            if absent is None:
-                run(package, options)
+        return
+    chosen = list(PACKAGES) if options.package == "all" else [options.package]
+    absent = {package: missing(package) for package in chosen}
+    for problem in filter(None, absent.values()):
+        print(problem, file=sys.stderr)
+    load()
+    present = [package for package in chosen if absent[package] is None]
+    run(wanted(present, options.families), options)
 
 
 if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
     main()
