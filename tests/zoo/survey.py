@@ -211,7 +211,7 @@ def _in_process(package: str, name: str) -> dict[str, Any]:
 
 def wanted(packages: Iterable[str], families: bool) -> Iterator[tuple[str, str, str]]:
     """(package, family, model) of all packages, in rounds of one of each family."""
-    rows = [((p, batch) for batch in rounds(p)) for p in packages]
+    rows = [zip(itertools.repeat(package), rounds(package)) for package in packages]
     for together in itertools.zip_longest(*rows):
         for package, batch in filter(None, together):
             yield from ((package, family, name) for family, name in batch)
