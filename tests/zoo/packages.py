@@ -71,11 +71,22 @@ def _timm_names() -> Iterator[tuple[str, str]]:
 def _timm(name: str) -> Built:
     import timm
 
-    model = timm.create_model(name)
+    model = timm.create_model(name).eval()
     channels, height, width = model.pretrained_cfg["input_size"]
-    if not model.pretrained_cfg.get("fixed_input_size"):
-        height, width = min(height, SIDE), min(width, SIDE)
+    small = torch.randn(1, channels, min(height, SIDE), min(width, SIDE))
+    if _takes(model, small):
+        return model, (small,)
     return model, (torch.randn(1, channels, height, width),)
+
+
+def _takes(model: nn.Module, image: Tensor) -> bool:
+    """Whether a model runs on an image of that size."""
+    try:
+        with torch.no_grad():
+            model(image)
+    except Exception:  # each model has words of its own for it
+        return False
+    return True
 
 
 def _torchvision_names() -> Iterator[tuple[str, str]]:

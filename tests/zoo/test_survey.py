@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import packages
+from survey import wanted
 from survey_report import best_peer, page
 
 RECORD = {
@@ -35,3 +37,19 @@ def test_page_counts_what_the_records_hold() -> None:
 def test_a_peer_with_another_output_is_no_peer() -> None:
     assert best_peer(RECORD) == 3
     assert best_peer({"peers": {"timm": "KeyError"}}) is None
+
+
+def test_smallest_of_every_family_of_every_package_comes_first(monkeypatch) -> None:
+    def package(*names: str) -> packages.Package:
+        return packages.Package(lambda: ((n[0], n) for n in names), None, "x")
+
+    table = {"one": package("a_large", "a_tiny", "b_s"), "two": package("c")}
+    monkeypatch.setattr(packages, "PACKAGES", table)
+    every = [(p, name) for p, _, name in wanted(table, False)]
+    assert every == [
+        ("one", "a_tiny"),
+        ("one", "b_s"),
+        ("two", "c"),
+        ("one", "a_large"),
+    ]
+    assert [name for _, _, name in wanted(table, True)] == ["a_tiny", "b_s", "c"]
