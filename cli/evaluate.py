@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from fastvit_cli import eval_files
 from fastvit_cli import options as common
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
-from fastvit_cli.console import Screen, open_screen, to_json
+from fastvit_cli.console import Screen, open_screen
 from fastvit_cli.errors import BadInput, JobFailed
-from fastvit_cli.files import all_or_nothing, check_writable
 
 if TYPE_CHECKING:
     from fastvit_cli.judging import Classifier
     from fastvit_cli.runners import Runner
 
-    from fastvit.data import TimmImages
+    from fastvit.batches import ImageSource
     from fastvit.evaluate import Evaluation, Predictions
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -31,9 +30,7 @@ fastvit eval imagenet --model timm:fastvit_sa12 --pretrained --results sa12.csv
 fastvit eval imagenet/val --model sa12.onnx --batch 64 --calibration --json -
 """
 
-SUFFIXES = (".csv", ".json")
 PAIRS = 10  # of classes that are mistaken for each other, in the summary
-FIGURES = ("top1", "top5", "loss", "images", "images_per_second")
 
 ModelName = Annotated[
     str,
@@ -61,7 +58,14 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that read images.")
 Calibration = Annotated[
     bool, typer.Option("--calibration", help="Expected calibration error as well.")
 ]
-Split = Annotated[str, typer.Option(metavar="NAME", help="Split of a timm data set.")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Sub-folder of DATA, or split of a timm data set (default: val, "
+        "validation).",
+    ),
+]
 DataRoot = Annotated[
     str | None, typer.Option(metavar="DIR", help="Where a timm data set lies.")
 ]
@@ -81,7 +85,7 @@ class Request:
     batch: int
     workers: int
     calibration: bool
-    split: str
+    split: str | None
     data_root: str | None
     strict: bool
 
@@ -94,7 +98,7 @@ def evaluate(
     batch: Batch = 32,
     workers: Workers = 0,
     calibration: Calibration = False,
-    split: Split = "validation",
+    split: Split = None,
     data_root: DataRoot = None,
     strict: Strict = False,
     weights: common.Weights = None,
@@ -124,7 +128,7 @@ def evaluate(
         device=device,
         dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
     )
-    files = _result_files(results or [])
+    files = eval_files.plan(results or [])
     request = Request(
         data,
         model,
@@ -146,7 +150,7 @@ def _run(request: Request, files: list[Path], screen: Screen) -> None:
     Raises:
         JobFailed: the fused form gives another class for some image.
     """
-    from fastvit_cli import judging, runners
+    from fastvit_cli import eval_view, judging, runners
     from fastvit_cli.train import as_stops
 
     with screen.working(request.model) as stage, as_stops(starting=True):
@@ -161,8 +165,9 @@ def _run(request: Request, files: list[Path], screen: Screen) -> None:
                 forms["fused"] = judging.fused(loaded)
         found = _evaluate(request, forms, images, classifier, stage)
     document = _document(request, loaded, images, found)
-    _show(screen, loaded, classifier, images, found, document)
-    _write(files, document, images, found)
+    notes = (*loaded.notes, *classifier.notes, *_shortfall(images, found))
+    eval_view.show(screen.people, loaded, notes, found, document)
+    eval_files.write(files, document, images, found)
     screen.emit(document)
     different = _disagreements(found)
     if different:
@@ -173,7 +178,7 @@ def _run(request: Request, files: list[Path], screen: Screen) -> None:
         )
 
 
-def _images(request: Request, loaded: Runner, classifier: Classifier) -> TimmImages:
+def _images(request: Request, loaded: Runner, classifier: Classifier) -> ImageSource:
     """The images, with the model's class indices.
 
     Raises:
@@ -188,6 +193,7 @@ def _images(request: Request, loaded: Runner, classifier: Classifier) -> TimmIma
         split=request.split,
         channels=classifier.preprocessing.input_size[0],
         classes=names,
+        count=classifier.classes,
     )
     theirs = images.class_names
     if theirs == names:
@@ -217,15 +223,16 @@ def _images(request: Request, loaded: Runner, classifier: Classifier) -> TimmIma
 def _evaluate(
     request: Request,
     forms: dict[str, Any],
-    images: TimmImages,
+    images: ImageSource,
     classifier: Classifier,
     stage: Any,
 ) -> Evaluation:
     import torch
 
-    from fastvit.batches import EvaluationImages, evaluation_loader
+    from fastvit.batches import EvaluationImages
     from fastvit.data import evaluation_transform
     from fastvit.evaluate import evaluate as run
+    from fastvit.loaders import evaluation_loader
 
     device = torch.device(request.options.device)
     transform = evaluation_transform(classifier.preprocessing)
@@ -249,7 +256,7 @@ def _evaluate(
 
 def figures(said: Predictions) -> dict[str, Any]:
     """The figures of one form, as the JSON has them; shares in per cent."""
-    return {name: getattr(said, name) for name in FIGURES}
+    return {name: getattr(said, name) for name in eval_files.FIGURES}
 
 
 def confused(said: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -259,8 +266,8 @@ def confused(said: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
     values, places = counts.flatten().topk(min(PAIRS, counts.numel()))
     return [
         {
-            "class": _name(names, place // said.classes),
-            "predicted": _name(names, place % said.classes),
+            "class": eval_files.class_name(names, place // said.classes),
+            "predicted": eval_files.class_name(names, place % said.classes),
             "count": count,
         }
         for count, place in zip(values.tolist(), places.tolist())
@@ -269,7 +276,7 @@ def confused(said: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _document(
-    request: Request, loaded: Runner, images: TimmImages, found: Evaluation
+    request: Request, loaded: Runner, images: ImageSource, found: Evaluation
 ) -> dict[str, Any]:
     from fastvit.evaluate import agreement
 
@@ -303,85 +310,9 @@ def _disagreements(found: Evaluation) -> int:
     return int((one.predicted != other.predicted).sum())
 
 
-def _show(
-    screen: Screen,
-    loaded: Runner,
-    classifier: Classifier,
-    images: TimmImages,
-    found: Evaluation,
-    document: dict[str, Any],
-) -> None:
-    from fastvit_cli import eval_view
-
-    eval_view.show(
-        screen.people,
-        loaded,
-        (*loaded.notes, *classifier.notes),
-        found,
-        document,
-    )
-
-
-def _result_files(texts: list[str]) -> list[Path]:
-    """The files for results, each of which can be written.
-
-    Raises:
-        BadInput: a suffix is not known, or a place is not writable.
-    """
-    files = [Path(text) for text in texts]
-    for path in files:
-        check_writable(path, "--results")
-        if path.suffix not in SUFFIXES:
-            raise BadInput(
-                f"--results {path}: {path.suffix!r} says no format.",
-                hint=f"Use {' or '.join(SUFFIXES)}.",
-            )
-    return files
-
-
-def _write(
-    files: list[Path], document: dict[str, Any], images: TimmImages, found: Evaluation
-) -> None:
-    """Write the results, all files or none."""
-    with all_or_nothing(files) as temporary:
-        for path, place in zip(files, temporary):
-            if path.suffix == ".json":
-                whole = {**document, "predictions": _predictions(images, found)}
-                place.write_text(to_json(whole), encoding="utf-8")
-            else:
-                _write_csv(place, document)
-
-
-def _write_csv(place: Path, document: dict[str, Any]) -> None:
-    """A line for each form, as timm's results files have for each model."""
-    rows = [{"model": document["model"], "form": "model", **document}]
-    if "fused" in document:
-        rows.append({**rows[0], "form": "fused", **document["fused"]})
-    names = ["model", "form", "data", *FIGURES]
-    if "calibration_error" in document:
-        names.append("calibration_error")
-    with place.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _predictions(images: TimmImages, found: Evaluation) -> list[dict[str, Any]]:
-    """One entry an image: its class, and what each form says."""
-    plain = found.forms["model"]
-    names = images.class_names
-    rows: list[dict[str, Any]] = [
-        {"image": images.name(index), "class": _name(names, target)}
-        for index, target in zip(plain.indices.tolist(), plain.targets.tolist())
-    ]
-    for form, said in found.forms.items():
-        key = "" if form == "model" else f"{form}_"
-        pairs = zip(rows, said.predicted.tolist(), said.confidence.tolist())
-        for row, predicted, confidence in pairs:
-            row[f"{key}predicted"] = _name(names, predicted)
-            row[f"{key}confidence"] = confidence
-    return rows
-
-
-def _name(names: tuple[str, ...], index: int) -> str:
-    return names[index] if index < len(names) else str(index)
+def _shortfall(images: ImageSource, found: Evaluation) -> tuple[str, ...]:
+    """A word where a stream gave fewer images than it says that it has."""
+    seen = found.forms["model"].images + len(found.problems)
+    if seen == len(images):
+        return ()
+    return (f"the data set says it has {len(images)} images, and gave {seen}.",)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from fastvit.errors import DataError
 
@@ -229,38 +229,8 @@ class EpochOrder(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, index) for index in taken]
 
 
-def training_loader(
-    images: TrainingImages, order: EpochOrder, workers: int, device: torch.device
-) -> DataLoader:  # type: ignore[type-arg]
-    """Batches of a process in the given order."""
-    return DataLoader(
-        images, batch_sampler=order, **_loader_options(workers, device, keep=True)
-    )
-
-
-def evaluation_loader(
-    images: EvaluationImages,
-    batch_size: int,
-    workers: int,
-    device: torch.device,
-    shard: tuple[int, int] = (0, 1),
-) -> DataLoader:  # type: ignore[type-arg]
-    """Batches in order; of several processes each gets every world-th image.
-
-    Args:
-        shard: (rank, world).
-    """
-    rank, world = shard
-    indices = range(rank, len(images), world)
-    return DataLoader(
-        images,
-        batch_size=batch_size,
-        sampler=list(indices),  # type: ignore[arg-type]
-        **_loader_options(workers, device, keep=False),
-    )
-
-
-def _loader_options(workers: int, device: torch.device, keep: bool) -> dict[str, Any]:
+def loader_options(workers: int, device: torch.device, keep: bool) -> dict[str, Any]:
+    """What every `DataLoader` here is made with; `keep` its workers between epochs."""
     return {
         "collate_fn": collate,
         "num_workers": workers,

@@ -22,10 +22,11 @@ from fastvit.batches import ImageSource
 from fastvit.config import Preprocessing
 from fastvit.errors import DataError, RecipeError
 from fastvit.recipes import Augment
+from fastvit.schemes import TimmImages, open_scheme, scheme_of
+from fastvit.shards import ShardImages, same_numbers
+from fastvit.streams import StreamImages
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-SCHEMES = ("hfds", "torch")  # any image by its index
-STREAMS = ("wds", "tfds", "hfids")  # one after the other
 _FOLDERS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 _LISTED = 5
 
@@ -38,45 +39,6 @@ class Splits:
     val: ImageSource
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
-
-
-class TimmImages:
-    """A data set of timm or torchvision whose images can be asked for by index.
-
-    Args:
-        mode: Pillow's name of the channels, as RGB.
-    """
-
-    def __init__(self, dataset: Any, class_names: tuple[str, ...], mode: str) -> None:
-        self.dataset = dataset
-        self.class_names = class_names
-        self.mode = mode
-        self._reader = getattr(dataset, "reader", None)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, all of it decoded, and its class."""
-        if self._reader is None:  # torchvision's give images
-            image, target = self.dataset[index]
-            return image.convert(self.mode), int(target)
-        content, target, *_ = self._reader[index]
-        with content:
-            return Image.open(content).convert(self.mode), int(target)
-
-    def name(self, index: int) -> str:
-        """The path of the image, or its index."""
-        if hasattr(self._reader, "samples"):
-            return self._reader.filename(index, absolute=True)
-        return f"image {index}"
-
-    def counts(self) -> Counter[int] | None:
-        """Images of each class, where that is known without reading them."""
-        samples = getattr(self._reader, "samples", None)
-        if samples is None:
-            return None
-        return Counter(int(target) for _, target in samples)
 
 
 def open_splits(
@@ -99,9 +61,7 @@ def open_splits(
     """
     mode = _mode(channels)
     if scheme_of(data):
-        train, val = (open_scheme(data, root, name, mode) for name in names)
-        _same_classes(data, names, train.class_names, val.class_names)
-        return Splits(train, val, train.class_names)
+        return _scheme_splits(data, root, names, mode)
     base = _folder(data)
     places = [_split_folder(base, kind) for kind in ("train", "val")]
     classes = class_folders(places[0])
@@ -115,25 +75,31 @@ def open_for_evaluation(
     data: str,
     *,
     root: str | None = None,
-    split: str = "validation",
+    split: str | None = None,
     channels: int = 3,
     classes: tuple[str, ...] = (),
-) -> TimmImages:
+    count: int = 0,
+) -> ImageSource:
     """Images to evaluate on: `val/` of a folder, or its class folders themselves.
 
     Args:
+        split: another sub-folder, or a split of a timm data set.
         classes: the model's class names. Where the data's are among them, images get
             the model's indices, also where some classes have no folder.
+        count: how many classes the model has, for data whose classes are numbers.
 
     Raises:
         DataError: see `open_splits`.
     """
     mode = _mode(channels)
     if scheme_of(data):
-        return open_scheme(data, root, split, mode)
-    base = _folder(data)
-    found = [base / name for name in _FOLDERS["val"] if (base / name).is_dir()]
-    place = found[0] if found else base
+        source = open_scheme(data, root, split or "validation", mode)
+        numbers = isinstance(source, ShardImages) and source.numbered
+        if numbers and len(source.class_names) <= count:
+            names = classes or tuple(str(number) for number in range(count))
+            return source.with_classes(names)
+        return source
+    place = _evaluation_folder(_folder(data), split)
     own = class_folders(place)
     known = bool(classes) and set(own) <= set(classes)
     return open_folder(place, classes if known else own, mode)
@@ -168,44 +134,6 @@ def open_folder(place: Path, classes: tuple[str, ...], mode: str) -> TimmImages:
             else "Add images (.png, .jpg, .jpeg) or remove the folder.",
         )
     return source
-
-
-def open_scheme(data: str, root: str | None, split: str, mode: str) -> TimmImages:
-    """A split of a timm data set.
-
-    Raises:
-        DataError: its library is missing, it cannot be opened or has no class names.
-    """
-    scheme = scheme_of(data)
-    if scheme in STREAMS:
-        raise DataError(
-            f"{data} can only be read from front to back, so that a run could not be "
-            "resumed at the image where it stopped.",
-            hint=f"Use {' or '.join(f'{name}/…' for name in SCHEMES)}, or folders.",
-        )
-    try:
-        dataset: Any = create_dataset(data, root=root or ".", split=split)
-        size = len(dataset)
-    except ImportError as error:
-        raise DataError(
-            f"{data} needs a package that is not installed: {error}."
-        ) from error
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{data}, split {split!r}, cannot be opened: {reason.rstrip('.')}.",
-            hint="Check its name, --data-root and the splits (--set val_split=NAME).",
-        ) from error
-    if not size:
-        raise DataError(f"{data}, split {split!r}, holds no images.")
-    return TimmImages(dataset, _class_names(data, dataset), mode)
-
-
-def scheme_of(data: str) -> str:
-    """The scheme of a timm data set; empty for a folder."""
-    scheme, slash, _ = data.partition("/")
-    known = slash and scheme.lower() in (*SCHEMES, *STREAMS) and not Path(data).exists()
-    return scheme.lower() if known else ""
 
 
 def class_folders(place: Path) -> tuple[str, ...]:
@@ -277,13 +205,49 @@ def _mode(channels: int) -> str:
 
 def _folder(data: str) -> Path:
     base = Path(data)
-    if base.is_dir():
+    if data.strip() and base.is_dir():
         return base
+    if not data.strip():
+        raise DataError(
+            "DATA is empty.", hint="Name a folder; . is the one you are in."
+        )
     what = "is a file, not a folder" if base.exists() else "does not exist"
     raise DataError(
         f"{data} {what}.",
         hint="DATA is a folder with train/ and val/, or a timm data set as "
-        "torch/cifar10; `fastvit data mnist DIR` makes one.",
+        "torch/cifar10 or wds/; `fastvit data mnist DIR` makes one.",
+    )
+
+
+def _scheme_splits(
+    data: str, root: str | None, names: tuple[str, str], mode: str
+) -> Splits:
+    train, val = (open_scheme(data, root, name, mode) for name in names)
+    if isinstance(train, ShardImages) and isinstance(val, ShardImages):
+        train, val = same_numbers(train, val)
+    _same_classes(data, names, train.class_names, val.class_names)
+    notes = list(getattr(train, "notes", ()))
+    if isinstance(train, StreamImages):
+        notes.append(
+            f"{data} is read from front to back: a run that continues reads its epoch "
+            "again up to where it stopped."
+        )
+    return Splits(train, val, train.class_names, tuple(notes))
+
+
+def _evaluation_folder(base: Path, split: str | None) -> Path:
+    """The sub-folder with the held-out images, or the folder itself."""
+    names = _FOLDERS["val"]
+    if split is not None:
+        names = next((known for known in _FOLDERS.values() if split in known), (split,))
+        names = (split, *names)
+    found = [base / name for name in names if (base / name).is_dir()]
+    if found or split is None:
+        return found[0] if found else base
+    has = sorted(entry.name for entry in base.iterdir() if entry.is_dir())
+    raise DataError(
+        f"{base} has no {split}/.",
+        hint=f"It has {_some(has)}." if has else "It has no folders at all.",
     )
 
 
@@ -297,23 +261,6 @@ def _split_folder(base: Path, kind: str) -> Path:
         f"{base} has no {wanted}.",
         hint=f"It has {_some(found)}." if found else "It has no folders at all.",
     )
-
-
-def _class_names(data: str, dataset: Any) -> tuple[str, ...]:
-    reader = getattr(dataset, "reader", None)
-    mapping = getattr(reader, "class_to_idx", None) or getattr(
-        dataset, "class_to_idx", None
-    )
-    if mapping:
-        return tuple(str(k) for k in sorted(mapping, key=lambda key: mapping[key]))
-    names = getattr(dataset, "classes", None)
-    if names:
-        return tuple(str(name) for name in names)
-    features = getattr(getattr(reader, "dataset", None), "features", {})
-    names = getattr(features.get("label"), "names", None)
-    if names:
-        return tuple(names)
-    raise DataError(f"{data} does not say what its classes are.")
 
 
 def _same_classes(

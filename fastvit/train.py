@@ -20,8 +20,6 @@ from fastvit.batches import (
     EvaluationImages,
     Problem,
     TrainingImages,
-    evaluation_loader,
-    training_loader,
 )
 from fastvit.checkpoint import (
     LAST,
@@ -35,6 +33,7 @@ from fastvit.data import evaluation_transform, training_transform
 from fastvit.engine import Engine, build_engine
 from fastvit.errors import RecipeError, ResumeError, TrainingError
 from fastvit.evaluate import Predictions, evaluate
+from fastvit.loaders import evaluation_loader, training_loader
 from fastvit.objective import Objective, build_mixup, build_teacher, label_loss
 from fastvit.planning import plan_batches, settled
 from fastvit.recipe_files import to_toml

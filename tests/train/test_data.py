@@ -15,7 +15,6 @@ from fastvit.batches import (
     EpochOrder,
     EvaluationImages,
     TrainingImages,
-    evaluation_loader,
     seed_generators,
 )
 from fastvit.data import (
@@ -25,6 +24,7 @@ from fastvit.data import (
     training_transform,
 )
 from fastvit.errors import DataError
+from fastvit.loaders import evaluation_loader
 from fastvit.packaged import lay_out, read_packaged, split
 
 
@@ -89,13 +89,23 @@ def test_evaluation_uses_the_models_indices_where_classes_are_missing(images):
     assert {source.read(index)[1] for index in range(len(source))} == {1, 2}
 
 
-def test_a_timm_scheme_reads_and_streams_are_refused(images):
+def test_a_split_of_a_folder_is_its_sub_folder(images):
+    (images / "val").rename(images / "test")
+    assert len(open_for_evaluation(str(images), split="test")) == 12
+    assert len(open_for_evaluation(str(images), split="train")) == 24
+    with pytest.raises(DataError, match=r"has no validation/\. It has test, train"):
+        open_for_evaluation(str(images), split="validation")
+    with pytest.raises(DataError, match="DATA is empty"):
+        open_splits("")
+
+
+def test_a_timm_scheme_reads_or_says_why_not(images):
     source = open_for_evaluation(
         "torch/image_folder", root=str(images), split="val", channels=1
     )
     assert source.class_names == ("a", "b", "c")
     assert source.read(0)[0].mode == "L"
-    with pytest.raises(DataError, match="from front to back"):
+    with pytest.raises(DataError, match="somewhere is no folder"):
         open_splits("wds/somewhere")
     with pytest.raises(DataError, match="cannot be opened"):
         open_splits("torch/cifar10", root=str(images))
