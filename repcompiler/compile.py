@@ -26,6 +26,7 @@ from repcompiler.facts import gather
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
 from repcompiler.mutation import keep_dtypes
+from repcompiler.nearby import against_nearby
 from repcompiler.opening import open_norms
 from repcompiler.operators import RULES
 from repcompiler.part import Signature
@@ -313,6 +314,8 @@ def _verify(state: State) -> None:
     verdict = compare(state.model, state.rewritten.module, wide.module, batches)
     if not verdict.ok and (verdict.exactness or 0.0) > EXACT:
         verdict = _against_capture(state, verdict, wide.module, batches)
+    elif not verdict.ok and isinstance(state.model, nn.Module):
+        verdict = against_nearby(state.model, state.rewritten.module, batches, verdict)
     if verdict.exactness is None:
         worst = max((e for e in state.exactness.values() if e is not None), default=0.0)
         note = "the graph does not run in float64: exactness is the worst region's"

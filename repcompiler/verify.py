@@ -162,7 +162,7 @@ def exactness(
     """Distance of two float64 graphs, relative to the first, over several batches."""
     worst = 0.0
     for batch in batches:
-        double = _cast(batch, torch.float64)
+        double = cast(batch, torch.float64)
         pairs = zip(run(fused64, double), run(captured64, double))
         worst = max([worst, *(_distance(a, b) for a, b in pairs)])
     return worst
@@ -174,7 +174,7 @@ def max_distance(
     """`exactness` of any two float64 models; None where one of them does not run."""
     worst = 0.0
     for batch in batches:
-        double = _cast(batch, torch.float64)
+        double = cast(batch, torch.float64)
         expected, found = (_try_run(m, double) for m in (reference64, candidate64))
         if expected is None or found is None:
             return None
@@ -196,7 +196,7 @@ def _compare_batch(
     models: _Quartet, batch: tuple[Any, ...], state: VerifyReport, limit: float
 ) -> VerifyReport:
     own = run(models.original, batch)
-    double = _cast(batch, torch.float64)
+    double = cast(batch, torch.float64)
     exact: list[Tensor] | None = None
     if models.original64 is not None:
         exact = _try_run(models.original64, double)
@@ -323,7 +323,9 @@ def in_float64(model: nn.Module) -> nn.Module | None:
         return None
 
 
-def _cast(values: Any, dtype: torch.dtype) -> Any:
+def cast(values: Any, dtype: torch.dtype) -> Any:
+    """Inputs with their floating tensors in `dtype`."""
+
     def convert(leaf: Any) -> Any:
         floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
         return leaf.to(dtype) if floating else leaf

@@ -1,0 +1,116 @@
+"""The yardstick for a model that decides by its own rounding.
+
+A top-k or a threshold takes another turn for another rounding; then one run of the
+original says little about how far its roundings reach. What says more is how far its
+output moves when its inputs and weights move by a few roundings: a result that is exact
+for data so near is as good as any (backward error; Higham, *Accuracy and Stability of
+Numerical Algorithms*, section 1.5). Few are `MAX_ERROR_RATIO`: where nothing takes
+another turn, that moves the output by as many times its own rounding, which is what
+every other model is allowed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from repcompiler.counting import buffers_kept
+from repcompiler.report import VerifyReport
+from repcompiler.verify import EXACT, MAX_ERROR_RATIO, cast, in_float64, run
+
+DRAWS = 16
+
+
+def against_nearby(
+    original: nn.Module,
+    candidate: nn.Module,
+    batches: Sequence[tuple[Any, ...]],
+    verdict: VerifyReport,
+) -> VerifyReport:
+    """A second look at a `different` whose kernels, kept in float64, are exact.
+
+    It becomes `equal` where, on every batch, each output is no farther from the float64
+    reference than the original's own for data moved by `MAX_ERROR_RATIO` roundings. The
+    report's `error_ratio` stays what it was.
+    """
+    unsure = verdict.verdict == "different" and verdict.exactness is not None
+    reference = in_float64(original) if unsure else None
+    if reference is None or (verdict.exactness or 0.0) > EXACT:
+        return verdict
+    with buffers_kept(original, candidate, reference):
+        ratios = [_ratio(original, candidate, reference, batch) for batch in batches]
+    worst = max(ratios, default=float("inf"))
+    if worst > 1.0:
+        return verdict
+    note = (
+        "the model decides by its own rounding: its output moves as far when inputs "
+        f"and weights move by {MAX_ERROR_RATIO:g} roundings"
+    )
+    return replace(verdict, ok=True, verdict="equal", note=note)
+
+
+def _ratio(
+    original: nn.Module,
+    candidate: nn.Module,
+    reference: nn.Module,
+    batch: tuple[Any, ...],
+) -> float:
+    """Error of the candidate over the largest of the original's, its data moved."""
+    truth = run(reference, cast(batch, torch.float64))
+    found = run(candidate, batch)
+    own = [_errors(run(original, batch), truth)]
+    for seed in range(DRAWS):
+        generator = torch.Generator().manual_seed(seed)
+        model, inputs = _moved(original, generator), _nudged(batch, generator)
+        own.append(_errors(run(model, inputs), truth))
+    reached = [max(column) for column in zip(*own)]
+    allowed = map(max, reached, map(_rounding, found, truth))
+    return max(map(_share, _errors(found, truth), allowed), default=0.0)
+
+
+def _share(error: float, allowed: float) -> float:
+    if error == 0.0 or allowed == float("inf"):
+        return 0.0  # the original's own output takes another shape
+    return error / allowed if allowed else float("inf")
+
+
+def _errors(found: Sequence[Tensor], truth: Sequence[Tensor]) -> list[float]:
+    """Distance of each output; outputs of another shape, or no number, are far away."""
+    if [t.shape for t in found] != [t.shape for t in truth]:
+        return [float("inf")] * len(truth)
+    distances = [float((a.double() - b.double()).norm()) for a, b in zip(found, truth)]
+    return [d if d == d else float("inf") for d in distances]
+
+
+def _rounding(found: Tensor, truth: Tensor) -> float:
+    """One rounding of the output itself."""
+    eps = torch.finfo(found.dtype).eps if found.is_floating_point() else 0.0
+    return eps * float(truth.double().norm())
+
+
+def _moved(original: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A copy with each weight moved."""
+    twin = copy.deepcopy(original)
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            tensor.copy_(_nudged(tensor, generator))
+    return twin
+
+
+def _nudged(values: Any, generator: torch.Generator) -> Any:
+    """Each floating number `MAX_ERROR_RATIO` roundings up or down."""
+
+    def nudge(leaf: Any) -> Any:
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            return leaf
+        signs = torch.randint(0, 2, leaf.shape, generator=generator) * 2 - 1
+        step = MAX_ERROR_RATIO * torch.finfo(leaf.dtype).eps
+        return leaf * (1 + step * signs.to(leaf))
+
+    return pytree.tree_map(nudge, values)
