@@ -30,6 +30,7 @@ class Card:
         class_names: by output index; empty where not known.
         form: `train`, or `fused` for what the compiler made.
         capture: the door that the fused form came through.
+        tuning: what `fuse --tune` chose (`tuner.from_card`); empty where it did not.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Card:
     class_names: tuple[str, ...] = ()
     form: str = "train"
     capture: str = "auto"
+    tuning: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -52,7 +54,9 @@ class Card:
 
     def to_metadata(self, **more: Any) -> dict[str, str]:
         """The card as texts by key; `more` joins the versions."""
+        tuned = {"tuning": json.dumps(self.tuning)} if self.tuning else {}
         return {
+            **tuned,
             "format": FORMAT,
             "source": self.source,
             "model_args": json.dumps(self.args),
@@ -83,9 +87,28 @@ class Card:
                 class_names=tuple(json.loads(metadata["class_names"])),
                 form=metadata["form"],
                 capture=metadata["capture"],
+                tuning=_tuning(metadata.get("tuning", "{}")),
             )
         except KeyError as error:
             raise ValueError(f"it lacks {error}") from error
+
+
+def _tuning(text: str) -> dict[str, Any]:
+    """What a file says of its tuning.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    found = json.loads(text)
+    if isinstance(found, dict):
+        costs, forms = (found.get(key, {}) for key in ("costs", "forms"))
+        if _is_table(costs, (int, float)) and _is_table(forms, (str,)):
+            return found
+    raise ValueError("its tuning is damaged")
+
+
+def _is_table(found: Any, kinds: tuple[type, ...]) -> bool:
+    return isinstance(found, dict) and all(type(v) in kinds for v in found.values())
 
 
 ORIGINS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from fastvit_cli.errors import BadInput, JobFailed
 from fastvit_cli.files import all_or_nothing, check_writable
 
 if TYPE_CHECKING:
+    from fastvit_cli.fusing import Fused
     from fastvit_cli.sources import Loaded
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -28,6 +29,8 @@ fastvit fuse timm:repvgg_a0 --pretrained -o repvgg.pt2 --dynamic-size
 fastvit fuse torchvision:resnet50 --dtype bfloat16 -o resnet50.safetensors
 
 fastvit fuse net.py:build --model-arg num_classes=10 --json -
+
+fastvit fuse fastvit_t8 --tune --threads 2 -o t8.pt2   [dim]# fastest plan here[/dim]
 """
 
 DOORS = ("auto", "symbolic_trace", "export", "submodules")
@@ -70,6 +73,19 @@ DynamicSize = Annotated[
     bool,
     typer.Option("--dynamic-size", help="Dynamic height and width in .pt2 and .onnx."),
 ]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune", help="Time equal plans on this device, eagerly; take the fastest."
+    ),
+]
+Batch = Annotated[
+    int | None, typer.Option(metavar="N", help="Batch size for --tune (default: 1).")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Threads for --tune (default: torch's own)."),
+]
 Capture = Annotated[
     str, typer.Option(help=f"How to get the graph: {', '.join(DOORS)}.")
 ]
@@ -90,6 +106,15 @@ class Job:
     verify: bool
     dynamic_size: bool
     certificate: Path | None = None
+    tune: TuneOptions | None = None
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """What `--tune` measures with."""
+
+    batch: int
+    threads: int
 
 
 def fuse(
@@ -100,6 +125,9 @@ def fuse(
     no_verify: NoVerify = False,
     dynamic_size: DynamicSize = False,
     capture: Capture = "auto",
+    tune: Tune = False,
+    batch: Batch = None,
+    threads: Threads = None,
     verbose: Verbose = False,
     weights: common.Weights = None,
     model_arg: common.ModelArg = None,
@@ -138,6 +166,7 @@ def fuse(
         verify=not no_verify,
         dynamic_size=dynamic_size,
         certificate=_certificate(certificate, no_verify),
+        tune=_tune(tune, batch, threads),
     )
     _run(job, screen, verbose)
 
@@ -154,26 +183,40 @@ def _certificate(text: str | None, no_verify: bool) -> Path | None:
     return Path(text)
 
 
+def _tune(wanted: bool, batch: int | None, threads: int | None) -> TuneOptions | None:
+    for option, value in (("--batch", batch), ("--threads", threads)):
+        if value is None:
+            continue
+        if value < 1:
+            raise BadInput(f"{option} {value} is not positive.", hint="Use 1 or more.")
+        if not wanted:
+            raise BadInput(
+                f"{option} says what --tune measures with.", hint="Add --tune."
+            )
+    return TuneOptions(batch or 1, common.set_threads(threads)) if wanted else None
+
+
 def _run(job: Job, screen: Screen, verbose: bool) -> None:
     """Load, compile, write, and show.
 
     Raises:
         JobFailed: the fused model is not equal.
     """
-    from fastvit_cli import render, sources
+    from fastvit_cli import fusing, render, sources
 
     with screen.working(job.model) as stage:
         stage("load")
         loaded = sources.load(job.model, job.options)
         artefacts.check_dtype(job.outputs, loaded.dtype)
         with screen.hushed():
-            result = _compile(job, loaded, stage)
-            document = _document(loaded, result.report)
-            verdict = result.report.equivalence
+            fused = fusing.run(job, loaded, stage)
+            report = fused.result.report
+            document = _document(loaded, fused)
+            verdict = report.equivalence
             equal = verdict.ok or not job.verify
             if equal:
-                _write(job, loaded, result, document, stage)
-    render.fusion(screen.people, loaded, result.report, document, verbose=verbose)
+                _write(job, loaded, fused, document, stage)
+    render.fusion(screen.people, loaded, report, document, verbose=verbose)
     screen.emit(document)
     if not equal:
         note = f" ({verdict.note})" if verdict.note else ""
@@ -183,45 +226,17 @@ def _run(job: Job, screen: Screen, verbose: bool) -> None:
         )
 
 
-def _compile(job: Job, loaded: Loaded, stage: Stage) -> Any:
-    """The compiler's result, with its errors as bad input.
-
-    Raises:
-        BadInput: the model cannot be captured or does not fit its inputs.
-        JobFailed: the check cannot be made.
-    """
-    import repcompiler as rc
-
-    try:
-        result = rc.fuse(
-            loaded.model,
-            example_inputs=loaded.inputs,
-            verify=job.verify,
-            capture=job.capture,
-            progress=stage,
-            **({"certify": True} if job.certificate else {}),
-        )
-    except rc.RepCompilerError as error:
-        kind = JobFailed if isinstance(error, rc.VerificationError) else BadInput
-        message = f"{loaded.name}: {error.args[0] if error.args else error}"
-        raise kind(message, hint=error.hint) from error
-    if job.certificate and result.certificate is None:
-        raise BadInput(
-            f"{loaded.name} has no graph as a whole, and a certificate is about one.",
-            hint="Leave --certificate out: each part is checked all the same.",
-        )
-    return result
-
-
-def _document(loaded: Loaded, report: Any) -> dict[str, Any]:
+def _document(loaded: Loaded, fused: Fused) -> dict[str, Any]:
     """The JSON of the command, schema version 1."""
-    rows = report.to_dict()
+    rows = fused.result.report.to_dict()
     card = loaded.card
+    tuned = {"tune": fused.tuned.document} if fused.tuned else {}
     return {
         "schema": rows.pop("schema"),
         "model": loaded.name,
         "input_size": list(card.input_size),
         **rows,
+        **tuned,
         "outputs": [],
         "weights": {**card.weights, "note": card.origin},
         "versions": versions(),
@@ -229,17 +244,18 @@ def _document(loaded: Loaded, report: Any) -> dict[str, Any]:
 
 
 def _write(
-    job: Job, loaded: Loaded, result: Any, document: dict[str, Any], stage: Stage
+    job: Job, loaded: Loaded, fused: Fused, document: dict[str, Any], stage: Stage
 ) -> None:
     """Write outputs, reports and certificate, all or none; fills in `outputs`.
 
     Raises:
         JobFailed, BadInput: see `artefacts.write`.
     """
-    fused = artefacts.Artefact(
+    result = fused.result
+    artefact = artefacts.Artefact(
         model=result.model,
         inputs=loaded.inputs,
-        card=replace(loaded.card, form="fused", capture=job.capture),
+        card=fused.card(loaded, job.capture),
         dynamic_batch=loaded.dynamic_batch,
         dynamic_size=job.dynamic_size,
     )
@@ -247,7 +263,7 @@ def _write(
     with all_or_nothing([*job.outputs, *job.reports, *proofs]) as temporary:
         for path, place in zip(job.outputs, temporary):
             stage(f"write {path.name}")
-            document["outputs"].append(artefacts.write(fused, path, place))
+            document["outputs"].append(artefacts.write(artefact, path, place))
         ends = len(job.outputs) + len(job.reports)
         for place in temporary[ends:]:
             text = json.dumps(result.certificate, indent=1) + "\n"

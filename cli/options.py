@@ -164,3 +164,19 @@ def _literal(text: str, value: str) -> Any:
 
 
 KEYWORDS = {"True": True, "False": False, "None": None, "true": True, "false": False}
+
+
+def set_threads(wanted: int | None) -> int:
+    """Threads of torch's own ops from here on; as they are where none are asked for.
+
+    Raises:
+        BadInput: the number is not positive.
+    """
+    import torch
+
+    if wanted is None:
+        return torch.get_num_threads()
+    if wanted < 1:
+        raise BadInput(f"--threads {wanted} is not positive.", hint="Use 1 or more.")
+    torch.set_num_threads(wanted)
+    return wanted

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import onnxsteps
+from fastvit_cli import onnxsteps, tuner
 from fastvit_cli.exporters import rebatch
 from fastvit_cli.runners import Runner
 
@@ -88,7 +88,9 @@ def _twins(reference: Runner, candidate: Runner) -> Any:
         yield plain_twin(reference.model)
     try:
         door = recorded.capture if recorded else "auto"
-        yield from twins(reference.model, reference.inputs, capture=door)
+        tuning = tuner.from_card(recorded.tuning) if recorded else None
+        told = {"capture": door, "tuning": tuning}
+        yield from twins(reference.model, reference.inputs, **told)
     except rc.RepCompilerError:
         yield plain_twin(reference.model)
 

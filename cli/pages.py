@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastvit_cli import charts, drawing, machine
+from fastvit_cli import charts, drawing, machine, tune_view
 from fastvit_cli.render import group, human, relative
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -40,7 +40,17 @@ def fusion(document: dict[str, Any], report: Any) -> str:
         totals=totals,
         stages=stages,
         reasons=sorted(reasons.items(), key=lambda item: -len(item[1])),
+        tune=_tune(document.get("tune")),
     )
+
+
+def _tune(tune: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was measured and chosen, with a sentence and the lengths of the bars."""
+    if tune is None:
+        return None
+    longest = max((row["ratio"] for row in tune["plans"]), default=1.0)
+    bars = [{**row, "width": 100 * row["ratio"] / longest} for row in tune["plans"]]
+    return {**tune, "sentence": tune_view.sentence(tune), "bars": bars}
 
 
 def profile(document: dict[str, Any]) -> str:

@@ -164,7 +164,7 @@ def profile(
         batches=_positive("--batch", batch or [1]),
         backends=_choices("--backend", backend, known) or known,
         dtypes=_choices("--dtype", dtype, ANY),
-        threads=_threads(threads),
+        threads=common.set_threads(threads),
         seconds=max(seconds, 0.0),
         html=_page(html),
         layers=max(layers, 0),
@@ -213,16 +213,6 @@ def _folder(text: str | None) -> Path | None:
     nearest = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     check_writable(nearest / "roofline.png", "--png")
     return path
-
-
-def _threads(wanted: int | None) -> int:
-    import torch
-
-    if wanted is None:
-        return torch.get_num_threads()
-    _positive("--threads", [wanted])
-    torch.set_num_threads(wanted)
-    return wanted
 
 
 def _run(job: Job, screen: Screen) -> None:

@@ -36,6 +36,10 @@ def fusion(
     _regions(out, report.regions, verbose)
     _kept(out, report.kept, verbose)
     _parts(out, report.parts, verbose)
+    if "tune" in document:
+        from fastvit_cli import tune_view
+
+        tune_view.show(out, document["tune"])
     out.print(totals(report))
     out.print(verdict(report.equivalence))
     for note in report.notes:
@@ -192,6 +196,7 @@ def new_table(*columns: str, title: str | None = None) -> Table:
     )
     numbers = {"Nodes", "Exactness", "Regions", "Before", "After", "Change"}
     numbers |= {"Error ratio", "Max difference", "Channel", "Bound", "Measured", "Ops"}
+    numbers |= {"Time, x default", "µs", "as one conv"}
     for name in columns:
         if name in numbers:
             table.add_column(name, justify="right", no_wrap=True)

@@ -202,9 +202,12 @@ def _fused(built: Built, card: Card) -> Any:
     if hasattr(model, "eval") and built.inputs is None:
         model = model.eval()
     inputs = built.inputs or (torch.zeros(1, *card.input_size),)
-    return rc.fuse(
-        model, example_inputs=inputs, verify=False, capture=card.capture
-    ).model
+    told: dict[str, Any] = {"capture": card.capture}
+    if card.tuning:
+        from fastvit_cli import tuner
+
+        told["tuning"] = tuner.from_card(card.tuning)
+    return rc.fuse(model, example_inputs=inputs, verify=False, **told).model
 
 
 def _with_weights(built: Built, path: str) -> Built:

@@ -17,6 +17,7 @@ from repcompiler.lift import Affine, Alias, Carry, Op, Opaque, Rule
 from repcompiler.operators import RULES
 from repcompiler.reasons import Reason
 from repcompiler.report import FuseReport, VerifyReport
+from repcompiler.tuning import Tuning
 from repcompiler.verify import verify
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Reason",
     "RepCompilerError",
     "Rule",
+    "Tuning",
     "UnsupportedInput",
     "VerificationError",
     "VerifyReport",

@@ -39,6 +39,7 @@ from repcompiler.rewrite import Rewritten, rewrite
 from repcompiler.select import select
 from repcompiler.sizes import settle_sizes
 from repcompiler.state import State
+from repcompiler.tuning import Tuning, apply
 from repcompiler.verify import (
     EXACT,
     MAX_ERROR_RATIO,
@@ -73,6 +74,7 @@ def fuse(
     capture: str = "auto",
     progress: Callable[[str], None] | None = None,
     certify: bool = False,
+    tuning: Tuning | None = None,
     debug: bool = False,
 ) -> FuseResult:
     """Rewrite the affine parts of `model` into the cheapest ops of the same function.
@@ -91,6 +93,8 @@ def fuse(
             the submodules that could be captured are fused.
         progress: called with the name of each stage as it starts.
         certify: hand back a certificate, which `certify` checks without the compiler.
+        tuning: measured costs and chosen forms, in place of the nominal machine's; a
+            model that is fused in parts takes none.
         debug: assert the invariants of every stage's result (`invariants`).
 
     Returns:
@@ -112,6 +116,7 @@ def fuse(
             rules=rules,
             door=door,
             progress=progress,
+            tuning=tuning,
             debug=debug,
         )
 
@@ -173,12 +178,14 @@ def run_stages(
     door: str = "auto",
     progress: Callable[[str], None] | None = None,
     stop_after: str = "report",
+    tuning: Tuning | None = None,
     debug: bool = False,
 ) -> State:
     """Run the pipeline up to and including `stop_after`."""
     inputs = positional_inputs(model, example_inputs)
     table = RULES if rules is None else rules
     state = State(model, inputs, table, check=verify, samples=samples)
+    state.tuning = tuning or state.tuning
     stages: dict[str, Callable[[], None]] = {
         "capture": lambda: _capture(state, door),
         "lift": lambda: _lift(state),
@@ -238,7 +245,7 @@ def _compose(state: State) -> None:
 def _select(state: State) -> None:
     assert state.composed is not None and state.facts is not None
     graph = state.graph_module.graph
-    state.selected = select(graph, state.composed, state.facts)
+    state.selected = select(graph, state.composed, state.facts, state.tuning.costs)
     parts = state.parts_of_norms  # they are put back as they were
     chosen = {n: m for n, m in state.selected.chosen.items() if n not in parts}
     found = rewrites(graph, chosen, state.composed.lifted, state.facts)
@@ -264,7 +271,8 @@ def _rewritten(
 ) -> Rewritten:
     assert state.facts is not None
     graph, facts = state.graph_module, state.facts
-    return rewrite(graph, regions, facts, opened=state.opened, dtype=dtype)
+    made = rewrite(graph, regions, facts, opened=state.opened, dtype=dtype)
+    return apply(state.tuning, made)
 
 
 def _check_regions(state: State) -> None:

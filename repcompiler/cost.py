@@ -5,11 +5,13 @@
 Sizes are those of the example inputs with batch one, or, without any, relative to a
 nominal image of 224 x 224. Only ratios matter. The numbers are those of two CPU cores:
 a launch costs what 100,000 MACs cost, and convs with few channels per group, whose work
-is moving bytes, run at a quarter of the rate.
+is moving bytes, run at a quarter of the rate. Where somebody has measured an op,
+`Prices` takes that instead; nothing is measured here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from repcompiler.affine import Diagonal, Map, Window
@@ -78,3 +80,82 @@ def elementwise_cost(numbers: float) -> float:
 def add_cost(numbers: float) -> float:
     """Two reads, one write and a launch."""
     return LAUNCH + 3 * numbers * NUMBER / BANDWIDTH
+
+
+# ---- measured costs ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An op and the shape that it reads, one sample of it: what a measurement is of.
+
+    `op` is a map (of which the geometry counts, not the numbers), `mul` for a scale
+    and shift per channel, or `add` for the sum of two values of that shape.
+    """
+
+    op: Map | str
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """The same for all ops of one geometry and shape."""
+        sizes = "x".join(map(str, self.shape))
+        return f"{_geometry(self.op)} on {sizes}"
+
+
+def _geometry(op: Map | str) -> str:
+    if isinstance(op, str):
+        return op
+    if isinstance(op, Diagonal):
+        return "mul"
+    head = f"{op.in_channels}->{op.out_channels}/{op.groups}"
+    if not isinstance(op, Window):
+        rows = " ".join(",".join(map(str, row)) for row in op.geometry)
+        return f"transposed {head} {rows}"
+    axes = (f"{a.taps},{a.step},{a.stride},{a.first},{a.pad_high}" for a in op.axes)
+    return " ".join(("window", head, *axes, op.mode))
+
+
+Known = Callable[[Sized], "float | None"]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What ops cost: as `known` says in microseconds, else on the nominal machine.
+
+    `batch`: how many samples the shapes hold.
+    """
+
+    known: Known | None = None
+    batch: int = 1
+
+    def map(
+        self, map: Map, work: Work, channels: int, shape: tuple[int | None, ...] | None
+    ) -> float:
+        """One op that computes `map` on a value of this shape."""
+        found = self._measured(map, shape)
+        return map_cost(map, work, channels) if found is None else found
+
+    def elementwise(
+        self, numbers: float, shape: tuple[int | None, ...] | None
+    ) -> float:
+        """A scale and shift per channel."""
+        found = self._measured("mul", shape)
+        return elementwise_cost(numbers) if found is None else found
+
+    def add(self, numbers: float, shape: tuple[int | None, ...] | None) -> float:
+        """The sum of two values."""
+        found = self._measured("add", shape)
+        return add_cost(numbers) if found is None else found
+
+    def _measured(
+        self, op: Map | str, shape: tuple[int | None, ...] | None
+    ) -> float | None:
+        if self.known is None or not shape:
+            return None
+        sizes = [size for size in shape if size is not None]
+        if len(sizes) < len(shape):
+            return None
+        if sizes[0] % self.batch == 0:
+            sizes[0] //= self.batch
+        return self.known(Sized(op, tuple(sizes)))

@@ -27,6 +27,7 @@ class Facts:
     """Facts of one graph; `values`: meta tensors, numbers, `Partial` or `UNKNOWN`.
 
     `elsewhere`: the same for inputs of other sizes, as far as the model takes them.
+    `samples`: how many samples the inputs hold here.
     """
 
     module: GraphModule
@@ -36,6 +37,7 @@ class Facts:
     baked: frozenset[str] = frozenset()
     exampled: bool = False
     elsewhere: tuple[Facts, ...] = ()
+    samples: int = 1
 
     def shape(self, node: Node) -> Shape | None:
         """The shape, None where unknown, with None for a size that is unknown."""
@@ -106,6 +108,8 @@ def gather(
     exampled = example_inputs is not None
     facts = Facts(module, exact, {}, frozen, baked, exampled=exampled)
     inputs = _widened(example_inputs) if example_inputs is not None else []
+    sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if _is_batch(leaf)]
+    facts.samples = sizes[0] if sizes else 1
     _fill(facts, inputs)
     for other in _enlarged(inputs):
         shadow = Facts(module, exact, {}, frozen, baked, exampled=exampled)
@@ -164,6 +168,10 @@ def _enlarged(inputs: Sequence[object]) -> list[list[object]]:
 
 def _is_tensor(leaf: object) -> bool:
     return isinstance(leaf, Tensor)
+
+
+def _is_batch(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 1
 
 
 def _scaled(

@@ -19,6 +19,7 @@ from repcompiler.capture import Model
 from repcompiler.compile import run_stages
 from repcompiler.report import Kept, Region
 from repcompiler.rewrite import rewrite
+from repcompiler.tuning import Tuning, apply
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,22 @@ class Twin:
 
 
 def twins(
-    reference: Model, inputs: Sequence[Tensor], *, capture: str = "auto"
+    reference: Model,
+    inputs: Sequence[Tensor],
+    *,
+    capture: str = "auto",
+    tuning: Tuning | None = None,
 ) -> Iterator[Twin]:
-    """The reference's fused form, then the reference as it is.
+    """The reference's fused form, tuned as told, then the reference as it is.
 
     Raises:
         RepCompilerError: the reference cannot be captured.
     """
-    state = run_stages(reference, tuple(inputs), door=capture, stop_after="lower")
+    told: dict[str, Any] = {"door": capture, "tuning": tuning}
+    state = run_stages(reference, tuple(inputs), stop_after="lower", **told)
     assert state.facts is not None
     wide = rewrite(state.graph_module, state.regions, state.facts, dtype=torch.float64)
+    wide = apply(state.tuning, wide)
     run_report(state)
     assert state.rewritten is not None and state.report is not None
     yield Twin(

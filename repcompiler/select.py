@@ -20,9 +20,10 @@ from torch.fx import Graph, Node
 from repcompiler import blocks, cost
 from repcompiler.affine import Diagonal, Meaning, Step, Term, Window
 from repcompiler.compose import Composed
-from repcompiler.cost import Work
+from repcompiler.cost import Known, Prices, Work
 from repcompiler.facts import Facts
 from repcompiler.lift import Affine, Bundle, Carry, Lifted, Opaque, Stack
+from repcompiler.partial import Shape
 
 # The nominal image, where no example input gives sizes.
 NOMINAL_NUMBERS = 224.0 * 224.0 * 3
@@ -56,6 +57,7 @@ class _Selection:
     graph: Graph
     composed: Composed
     facts: Facts
+    prices: Prices
     numbers: dict[Node, float] = field(default_factory=dict[Node, float])
     plans: dict[Node, Plan] = field(default_factory=dict[Node, Plan])
     choice: dict[Node, Meaning | None] = field(
@@ -80,32 +82,36 @@ class _Selection:
         return merged
 
 
-def select(graph: Graph, composed: Composed, facts: Facts) -> Selected:
+def select(
+    graph: Graph, composed: Composed, facts: Facts, known: Known | None = None
+) -> Selected:
     """The cheapest plan that greedy choice in topological order finds.
 
-    Its cost is never above that of the graph as it was: where the greedy plan
-    duplicates work, the values in between are kept instead.
+    With `known`, measured costs decide wherever there are any. Its cost is never above
+    that of the graph as it was: where the greedy plan duplicates work, the values in
+    between are kept instead.
     """
+    prices = Prices(known, facts.samples)
     forced = {node for node in graph.nodes if _is_forced(node, composed)}
-    best = _choose(graph, composed, facts, forced)
+    best = _choose(graph, composed, facts, forced, prices)
     for _ in range(4):
         shared = _recomputed(best, composed) - forced
         if not shared:
             break
         forced |= shared
-        other = _choose(graph, composed, facts, forced)
+        other = _choose(graph, composed, facts, forced, prices)
         if other.cost_after >= best.cost_after:
             break
         best = other
     if best.cost_after > best.cost_before:
-        return _choose(graph, composed, facts, set(graph.nodes))
+        return _choose(graph, composed, facts, set(graph.nodes), prices)
     return best
 
 
 def _choose(
-    graph: Graph, composed: Composed, facts: Facts, forced: set[Node]
+    graph: Graph, composed: Composed, facts: Facts, forced: set[Node], prices: Prices
 ) -> Selected:
-    state = _Selection(graph, composed, facts)
+    state = _Selection(graph, composed, facts, prices)
     before = 0.0
     for node in graph.nodes:
         state.numbers[node] = _numbers(node, state)
@@ -260,24 +266,25 @@ def _numbers(node: Node, state: _Selection) -> float:
 def _own_cost(node: Node, state: _Selection) -> float:
     """What the op costs as it was."""
     own = state.composed.lifted[node]
-    numbers = state.numbers[node]
+    numbers, shape = state.numbers[node], state.facts.shape(node)
     if isinstance(own, Carry):
         return _step_cost(own.step, state)
     if isinstance(own, Bundle):
         return 0.0
     if isinstance(own, Stack):
-        return cost.elementwise_cost(numbers)
+        return state.prices.elementwise(numbers, shape)
     if not isinstance(own, Affine):
         return cost.LAUNCH
     if len(own.parts) != 1:
-        return cost.add_cost(numbers) * (len(own.parts) - 1)
+        return state.prices.add(numbers, shape) * (len(own.parts) - 1)
     source, map = own.parts[0]
     if isinstance(map, Diagonal):
-        return cost.elementwise_cost(numbers)
+        return state.prices.elementwise(numbers, shape)
     if own.weightless:
         return cost.elementwise_cost((numbers + state.numbers[source]) / 2)
     work = Work(numbers / map.out_channels, state.numbers[source] / map.in_channels)
-    return cost.map_cost(map, work, map.out_channels)
+    read = state.facts.shape(source)
+    return state.prices.map(map, work, map.out_channels, read)
 
 
 def _step_cost(step: Step, state: _Selection) -> float:
@@ -292,25 +299,30 @@ def _meaning_ops(
     node: Node, index: int, meaning: Meaning, state: _Selection
 ) -> dict[object, float]:
     """The ops that make a value from the sources of one of its meanings."""
-    numbers = state.numbers[node]
+    numbers, shape = state.numbers[node], state.facts.shape(node)
     parts, whole = blocks.partition(meaning)
     if not parts:
-        return _sum_ops((node, index), meaning, numbers, state)
-    ops: dict[object, float] = {(node, index, "cat"): cost.elementwise_cost(numbers)}
+        return _sum_ops((node, index), meaning, (numbers, shape), state)
+    joining = state.prices.elementwise(numbers, shape)
+    ops: dict[object, float] = {(node, index, "cat"): joining}
     channels = meaning.channels or sum(part.channels or 0 for part in parts)
     for place, part in enumerate(parts):
         share = numbers * (part.channels or 0) / channels
-        ops.update(_sum_ops((node, index, place), part, share, state))
+        ops.update(_sum_ops((node, index, place), part, (share, None), state))
     if whole:
         rest = Meaning(whole, None, meaning.axis, meaning.channels)
-        ops.update(_sum_ops((node, index, "rest"), rest, numbers, state))
-        ops[node, index, "join"] = cost.add_cost(numbers)
+        ops.update(_sum_ops((node, index, "rest"), rest, (numbers, shape), state))
+        ops[node, index, "join"] = state.prices.add(numbers, shape)
     return ops
 
 
 def _sum_ops(
-    label: tuple[object, ...], meaning: Meaning, numbers: float, state: _Selection
+    label: tuple[object, ...],
+    meaning: Meaning,
+    result: tuple[float, Shape | None],
+    state: _Selection,
 ) -> dict[object, float]:
+    """The ops of a sum, of which `result` is (numbers, shape where it is known)."""
     ops: dict[object, float] = {}
     carried = meaning.bias is None
     for place, term in enumerate(meaning.terms):
@@ -320,25 +332,30 @@ def _sum_ops(
         if isinstance(term.map, Diagonal) and term.map.is_identity:
             continue
         carried = True
-        ops[label, place] = _term_cost(term, meaning, numbers, state)
+        ops[label, place] = _term_cost(term, meaning, result, state)
     for extra in range(len(meaning.terms) - 1 + (not carried)):
-        ops[label, "add", extra] = cost.add_cost(numbers)
+        ops[label, "add", extra] = state.prices.add(*result)
     return ops
 
 
 def _term_cost(
-    term: Term, meaning: Meaning, numbers: float, state: _Selection
+    term: Term,
+    meaning: Meaning,
+    result: tuple[float, Shape | None],
+    state: _Selection,
 ) -> float:
     map = term.map
     computing = [step for step in term.after if step.computes]
     if isinstance(map, Diagonal):
-        return cost.elementwise_cost(numbers)
+        return state.prices.elementwise(*result)
     if isinstance(map, Window) and not map.fixed:
         return inf  # nothing proves the number of channels: a conv would fix it
-    size = numbers / map.out_channels
+    size = result[0] / map.out_channels
     if computing:  # the map runs before a mean or a resize, at its input's size
         inner = computing[0].node.all_input_nodes[0]
-        size = state.numbers.get(inner, numbers) / map.out_channels
+        size = state.numbers.get(inner, result[0]) / map.out_channels
     source = term.before[-1].node if term.before else term.source
     inputs = state.numbers.get(source, NOMINAL_NUMBERS) / map.in_channels
-    return cost.map_cost(map, Work(size, inputs), meaning.channels or map.channels)
+    work = Work(size, inputs)
+    read = state.facts.shape(source)
+    return state.prices.map(map, work, meaning.channels or map.channels, read)

@@ -17,6 +17,7 @@ from repcompiler.regions import Rewrite
 from repcompiler.report import FuseReport, VerifyReport
 from repcompiler.rewrite import Rewritten
 from repcompiler.select import Selected
+from repcompiler.tuning import Tuning
 
 
 @dataclass
@@ -28,6 +29,7 @@ class State:
     rules: Rules
     check: bool = True
     samples: int = 1
+    tuning: Tuning = field(default_factory=Tuning)
     captured: Captured | None = None
     opened: Mapping[Node, Opened] = field(default_factory=dict[Node, Opened])
     facts: Facts | None = None

@@ -1,0 +1,110 @@
+"""The compiler as `fastvit fuse` calls it: checked, and tuned where that is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import tuner
+from fastvit_cli.console import Stage
+from fastvit_cli.errors import BadInput, JobFailed
+from fastvit_cli.measured import Setting
+
+if TYPE_CHECKING:
+    from fastvit_cli.card import Card
+    from fastvit_cli.fuse import Job
+    from fastvit_cli.sources import Loaded
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What came out: the compiler's result, and how it was tuned, if it was."""
+
+    result: Any
+    tuned: tuner.Tuned | None = None
+
+    def card(self, loaded: Loaded, door: str) -> Card:
+        """What a file that holds the fused form says."""
+        told = loaded.card.tuning if self.tuned is None else self.tuned.card
+        return replace(loaded.card, form="fused", capture=door, tuning=told)
+
+
+def run(job: Job, loaded: Loaded, stage: Stage) -> Fused:
+    """Fuse a model as the job says.
+
+    Raises:
+        BadInput: the model cannot be captured, does not fit its inputs, or cannot be
+            tuned.
+        JobFailed: the check cannot be made.
+    """
+    if job.tune is None:
+        return Fused(_compile(job, loaded, stage))
+    tuned = tune(job, loaded, stage)
+    fused = Fused(_compile(job, loaded, stage, tuned.tuning), tuned)
+    if tuned.plan is None or not job.verify or fused.result.report.equivalence.ok:
+        return fused
+    why = "the tuned plan is not shown to be equal"
+    plain = tuner.Tuned(None, {**tuned.document, "kept": "default", "why": why})
+    return Fused(_compile(job, loaded, stage), plain)
+
+
+def tune(job: Job, loaded: Loaded, stage: Stage) -> tuner.Tuned:
+    """The plan that is fastest here.
+
+    Raises:
+        BadInput: the model is fused already, fixes its batch, or cannot be captured.
+    """
+    import repcompiler as rc
+
+    assert job.tune is not None
+    if loaded.card.form == "fused":
+        raise BadInput(
+            f"{loaded.name} holds a fused form, whose plan was chosen with it.",
+            hint="Tune the model that it was made from: fastvit fuse "
+            f"{loaded.card.source} --tune.",
+        )
+    if job.tune.batch != 1 and not loaded.dynamic_batch:
+        raise BadInput(
+            f"{loaded.name} fixes its batch size.", hint="Leave --batch out."
+        )
+    inputs, device = loaded.inputs, loaded.device
+    setting = Setting(device, loaded.dtype, job.tune.threads, job.tune.batch)
+    task = tuner.Task(loaded.model, inputs, setting, job.capture)
+    try:
+        return tuner.tune(task, stage)
+    except rc.RepCompilerError as error:
+        raise _refused(loaded, error) from error
+
+
+def _compile(job: Job, loaded: Loaded, stage: Stage, tuning: Any | None = None) -> Any:
+    """The compiler's result, with its errors as bad input."""
+    import repcompiler as rc
+
+    asked: dict[str, Any] = {"certify": True} if job.certificate else {}
+    if tuning is not None:
+        asked["tuning"] = tuning
+    try:
+        result = rc.fuse(
+            loaded.model,
+            example_inputs=loaded.inputs,
+            verify=job.verify,
+            capture=job.capture,
+            progress=stage,
+            **asked,
+        )
+    except rc.RepCompilerError as error:
+        raise _refused(loaded, error) from error
+    if job.certificate and result.certificate is None:
+        raise BadInput(
+            f"{loaded.name} has no graph as a whole, and a certificate is about one.",
+            hint="Leave --certificate out: each part is checked all the same.",
+        )
+    return result
+
+
+def _refused(loaded: Loaded, error: Any) -> BadInput | JobFailed:
+    import repcompiler as rc
+
+    kind = JobFailed if isinstance(error, rc.VerificationError) else BadInput
+    message = f"{loaded.name}: {error.args[0] if error.args else error}"
+    return kind(message, hint=error.hint)

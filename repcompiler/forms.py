@@ -1,0 +1,265 @@
+"""Other forms of one conv: more ops that compute the same, for runtimes that are slow.
+
+A fused graph has the fewest ops, and a runtime may have a slow kernel for one of them:
+torch's CPU kernel takes several times as long for a depthwise conv with k outputs per
+channel as for k depthwise convs. `FORMS` is the table of what else such a conv can be;
+`respell` writes the forms that somebody has chosen (a `Tuning`) into a graph. Kernels
+are cut, never computed with, so that every number is the same.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write a conv.
+
+    Attributes:
+        sentence: what it is, for people.
+        fits: whether a conv can be written so.
+        parts: the convs that take its place, with its numbers.
+        emit: from (graph, the conv, one call of each part as a function of its input,
+            the input) to the node of the result.
+    """
+
+    sentence: str
+    fits: Callable[[Conv], bool]
+    parts: Callable[[Conv], list[Conv]]
+    emit: Callable[[Writer, Conv, Node], Node]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Emits calls into a graph: of functions, and of the parts of one conv."""
+
+    graph: Graph
+    names: tuple[str, ...]
+    added: list[Node]
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Node:
+        """A function's result."""
+        return self._kept(self.graph.call_function(function, args))
+
+    def part(self, index: int, value: Node) -> Node:
+        """One of the convs on a value."""
+        return self._kept(self.graph.call_module(self.names[index], (value,)))
+
+    def _kept(self, node: Node) -> Node:
+        self.added.append(node)
+        return node
+
+
+# ---- depthwise, k outputs for each channel ------------------------------------------
+
+
+def _multiplies(conv: Conv) -> bool:
+    return conv.groups == conv.in_channels > 1 and conv.out_channels > conv.in_channels
+
+
+def _per_output(conv: Conv) -> list[Conv]:
+    """k depthwise convs: output c·k + i of the one is output c of the i-th."""
+    times = conv.out_channels // conv.in_channels
+    return [_with_rows(conv, slice(i, None, times)) for i in range(times)]
+
+
+def _emit_stacked(to: Writer, conv: Conv, value: Node) -> Node:
+    rank = len(conv.kernel_size)
+    values = [to.part(index, value) for index in range(len(to.names))]
+    stacked = to.call(torch.stack, values, -(rank + 1))
+    return to.call(torch.flatten, stacked, -(rank + 2), -(rank + 1))
+
+
+def _emit_stacked_last(to: Writer, conv: Conv, value: Node) -> Node:
+    axis = -(len(conv.kernel_size) + 1)
+    calls = (to.part(index, value) for index in range(len(to.names)))
+    values = [to.call(torch.movedim, call, axis, -1) for call in calls]
+    stacked = to.call(torch.stack, values, -1)
+    flat = to.call(torch.flatten, stacked, -2)
+    return to.call(torch.movedim, flat, -1, axis)
+
+
+def _widened(conv: Conv) -> list[Conv]:
+    """A depthwise conv with one output per channel of an input repeated k times."""
+    return [_like(conv, conv.weight, conv.bias, groups=conv.out_channels)]
+
+
+def _emit_repeated(to: Writer, conv: Conv, value: Node) -> Node:
+    times = conv.out_channels // conv.in_channels
+    axis = -(len(conv.kernel_size) + 1)
+    return to.part(0, to.call(torch.repeat_interleave, value, times, axis))
+
+
+# ---- pointwise with a stride --------------------------------------------------------
+
+
+def _skips(conv: Conv) -> bool:
+    plain = all(size == 1 for size in conv.kernel_size)
+    unpadded = all(width == 0 for width in conv.padding)
+    return plain and unpadded and any(step > 1 for step in conv.stride)
+
+
+def _unstrided(conv: Conv) -> list[Conv]:
+    ones = (1,) * len(conv.stride)
+    return [_like(conv, conv.weight, conv.bias, groups=conv.groups, stride=ones)]
+
+
+def _emit_sliced(to: Writer, conv: Conv, value: Node) -> Node:
+    steps = (slice(None, None, step) for step in conv.stride)
+    return to.part(0, to.call(operator.getitem, value, (Ellipsis, *steps)))
+
+
+FORMS: dict[str, Form] = {
+    "stacked": Form(
+        "one depthwise conv for each output of a channel, stacked",
+        _multiplies,
+        _per_output,
+        _emit_stacked,
+    ),
+    "stacked_last": Form(
+        "the same, stacked behind the last axis, which keeps channels last",
+        _multiplies,
+        _per_output,
+        _emit_stacked_last,
+    ),
+    "repeated": Form(
+        "a depthwise conv of the channels repeated",
+        _multiplies,
+        _widened,
+        _emit_repeated,
+    ),
+    "sliced": Form(
+        "the positions that a strided pointwise conv reads, then the conv",
+        _skips,
+        _unstrided,
+        _emit_sliced,
+    ),
+}
+
+
+# ---- choosing and writing -----------------------------------------------------------
+
+
+def alternatives(module: GraphModule) -> dict[str, tuple[str, ...]]:
+    """For each conv of a graph that can be written otherwise, the names of the ways."""
+    found: dict[str, tuple[str, ...]] = {}
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    for node in module.graph.nodes:
+        conv = _plain_conv(node, module)
+        if conv is None or any(r.startswith(f"{node.target}.") for r in read):
+            continue
+        names = tuple(name for name, form in FORMS.items() if form.fits(conv))
+        if names:
+            found[str(node.target)] = names
+    return found
+
+
+def respell(
+    module: GraphModule, forms: Mapping[str, str]
+) -> dict[str, tuple[Node, ...]]:
+    """Write convs of a graph in other forms, in place.
+
+    Args:
+        module: what `rewrite` built.
+        forms: name of a conv → a name of `FORMS`; a conv that is not there, or that
+            has no such form, stays as it is.
+
+    Returns:
+        For each node replaced, by name, the nodes in its place; the last has its value.
+    """
+    possible = alternatives(module)
+    replaced: dict[str, tuple[Node, ...]] = {}
+    for name, form in forms.items():
+        if form not in possible.get(name, ()):
+            continue
+        conv: Any = module.get_submodule(name)
+        parts = FORMS[form].parts(conv)
+        nodes = [n for n in module.graph.nodes if str(n.target) == name]
+        module.set_submodule(name, nn.ModuleList(parts))
+        names = tuple(f"{name}.{index}" for index in range(len(parts)))
+        for node in nodes:
+            if node.op == "call_module":
+                replaced[node.name] = _replace(node, conv, names, FORMS[form])
+    if replaced:
+        module.graph.lint()
+        module.recompile()
+    return replaced
+
+
+def _replace(
+    node: Node, conv: Conv, names: tuple[str, ...], form: Form
+) -> tuple[Node, ...]:
+    graph = node.graph
+    with graph.inserting_before(node):
+        writer = Writer(graph, names, [])
+        value = form.emit(writer, conv, node.all_input_nodes[0])
+    for added in writer.added:
+        added.meta["nn_module_stack"] = node.meta.get("nn_module_stack")
+    node.replace_all_uses_with(value)
+    graph.erase_node(node)
+    return tuple(writer.added)
+
+
+def _plain_conv(node: Node, module: GraphModule) -> Conv | None:
+    """The conv that a node calls, with nothing around it that a copy would lose."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    conv = module.get_submodule(str(node.target))
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks)
+    known = type(conv) in CONVS and not any(hooks)
+    return conv if known and isinstance(conv.padding, tuple) else None  # type: ignore[return-value]
+
+
+def _with_rows(conv: Conv, rows: slice) -> Conv:
+    bias = None if conv.bias is None else conv.bias[rows]
+    return _like(conv, conv.weight[rows], bias, groups=conv.in_channels)
+
+
+def _like(
+    conv: Conv,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    groups: int,
+    stride: tuple[int, ...] | None = None,
+) -> Conv:
+    """A conv of the same geometry with other numbers."""
+    made: Any = type(conv)(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=stride or conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        groups=groups,
+        bias=False,
+        padding_mode=conv.padding_mode,
+        device="meta",
+    )
+    trained = conv.weight.requires_grad
+    made.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone(), requires_grad=trained)
+    return made.eval()
+
+
+def alone(conv: Conv, form: str) -> GraphModule:
+    """A conv by itself, in a form of `FORMS` or, under any other name, as it is."""
+    graph = Graph()
+    value = graph.placeholder("value")
+    graph.output(graph.call_module("conv", (value,)))
+    module = GraphModule({"conv": conv}, graph)
+    if form in FORMS:
+        respell(module, {"conv": form})
+    return module

@@ -1,0 +1,331 @@
+"""`--tune`: what was measured decides, files remember it, and noise decides nothing.
+
+Ops and plans really run here; only the clock is replaced, so that each test knows which
+op and which plan is fast.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from fastvit_cli import measured, timing
+from fastvit_cli.builders import ModelOptions
+from fastvit_cli.card import Card
+from fastvit_cli.measured import FILE, OpTimes, Setting
+from fastvit_cli.sources import load
+from torch import nn
+
+NET = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.row = nn.Conv2d(8, 8, (1, 5), padding=(0, 2))
+        self.column = nn.Conv2d(8, 8, (5, 1), padding=(2, 0))
+        self.head = nn.Linear(8, 5)
+        for tensor in (self.norm.running_mean, self.norm.running_var):
+            tensor.data.uniform_(0.5, 2.0)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.down(torch.relu(self.stem(x)))))
+        x = self.row(x) + self.column(x)
+        return self.head(torch.relu(x).mean((2, 3)))
+
+def build():
+    return Net().eval()
+"""
+ASKS = """
+class Asks(nn.Module):
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        y = self.body(x)
+        return -y if float(y.sum()) > 1e9 else y
+"""
+WHERE = Setting("cpu", "float32", 1, 1)
+
+
+@pytest.fixture
+def cache(folder, monkeypatch):
+    """The file with times, in a cache of its own; and a net to tune."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr(measured, "SECONDS", 0.0)
+    (folder / "tuned.py").write_text(NET)
+    return measured.machine.cache_folder() / FILE
+
+
+@pytest.fixture
+def clock(monkeypatch, cache):
+    """Says how long ops and plans take: by their key, by their name."""
+
+    def install(op=lambda key: 1.0, plan=lambda name: 1.0):
+        def microseconds(self, key, make):
+            make()()  # it runs all the same
+            self.fresh[key] = [op(key), 1]
+            return op(key)
+
+        def interleave(calls, seconds, *, min_rounds):
+            names = {name: plan(name) for name in calls}
+            for call in calls.values():
+                call()
+            return {k: [[v * (1 + i % 2)] for i in range(8)] for k, v in names.items()}
+
+        monkeypatch.setattr(OpTimes, "microseconds", microseconds)
+        monkeypatch.setattr(timing, "interleave", interleave)
+
+    return install
+
+
+def stacked_is_fast(key: str) -> float:
+    return 1.0 if " stacked on" in key else 10.0
+
+
+def fast_if_stacked(name: str) -> float:
+    return 0.5 if name == "tuned" or "stacked" in name else 1.0
+
+
+def tune(fastvit, *more: str, code: int = 0):
+    result = fastvit("fuse", "tuned.py:build", "--tune", "--json", "-", *more)
+    assert result.code == code, result.err
+    return json.loads(result.out)["tune"], result
+
+
+# ---- what is kept ------------------------------------------------------------------
+
+
+def test_a_faster_plan_is_kept_and_said(fastvit, folder, clock):
+    clock(stacked_is_fast, fast_if_stacked)
+    found, result = tune(fastvit, "--report", "r.html", "--report", "r.json")
+    assert found["kept"] == "tuned"
+    assert found["ratio"] == 0.5
+    assert found["plan"]["name"] == "1 conv stacked"
+    (form,) = found["plan"]["forms"]
+    assert (form["name"], form["form"]) == ("down", "stacked")
+    assert form["microseconds"]["as one conv"] == 10.0
+    assert {row["plan"] for row in found["plans"]} >= {"default", "channels last"}
+    document = json.loads((folder / "r.json").read_text())
+    assert document["tune"] == found
+    assert document["equivalence"]["ok"] is True
+    line = "Tuned for batch 1, float32, 1 thread, eager: 1 conv stacked:"
+    for text in (result.err, (folder / "r.html").read_text()):
+        assert line in " ".join(text.split())
+    assert "1 conv stacked" in result.err
+    assert max(map(len, result.err.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.995, 1.3])
+def test_a_plan_that_gains_no_more_than_noise_is_not(fastvit, clock, gain):
+    clock(stacked_is_fast, lambda n: 1.0 if n in ("default", "again") else gain)
+    found, result = tune(fastvit, "-o", "n.safetensors")
+    assert found["kept"] == "default"
+    assert found["why"] == "no plan gains more than the noise of 1.0%"
+    assert "the default plan stays" in " ".join(result.err.split())
+    assert not load("n.safetensors", ModelOptions()).card.tuning
+
+
+def test_a_default_that_differs_from_itself_hides_a_gain(fastvit, clock):
+    clock(stacked_is_fast, lambda name: {"again": 1.4, "tuned": 0.7}.get(name, 1.0))
+    found, _ = tune(fastvit)
+    assert found["kept"] == "default"
+    assert found["noise"] == pytest.approx(0.4)
+
+
+def test_regions_go_by_measured_costs(fastvit, clock):
+    def op(key):
+        return 100.0 if "5,1,1,-2,2 5,1,1,-2,2" in key else 1.0
+
+    def plan(name):
+        return 0.8 if name == "tuned" or "regions" in name else 1.0
+
+    clock(op, plan)
+    found, _ = tune(fastvit)
+    assert found["kept"] == "tuned"
+    assert "regions by measured costs" in found["plan"]["name"]
+    assert found["plan"]["not_merged"]
+
+
+def test_no_other_plan_is_no_choice(fastvit, clock, monkeypatch):
+    from fastvit_cli import tuner
+
+    clock()
+    monkeypatch.setattr(tuner, "LAYOUTS", {False: "contiguous"})
+    found, result = tune(fastvit)
+    assert found["kept"] == "default"
+    assert found["plans"] == []
+    assert "no other plan is cheaper by the times of its ops" in found["why"]
+    assert "the default plan stays" in " ".join(result.err.split())
+
+
+def test_a_model_without_a_graph_keeps_the_default(fastvit, folder, net, clock):
+    clock()
+    (folder / "asks.py").write_text((folder / "net.py").read_text() + ASKS)
+    result = fastvit("fuse", "asks.py:Asks", "--tune", "--json", "-")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["tune"]
+    assert found["kept"] == "default"
+    assert found["why"] == "the model has no graph as a whole"
+
+
+# ---- files -------------------------------------------------------------------------
+
+
+def test_files_of_a_tuned_plan_are_read_back_and_equal(fastvit, folder, clock):
+    def op(key):
+        return 100.0 if "5,1,1,-2,2 5,1,1,-2,2" in key else stacked_is_fast(key)
+
+    def plan(name):
+        return 0.5 if name == "tuned" or ("stacked" in name and "reg" in name) else 1.0
+
+    clock(op, plan)
+    outputs = [f"n{suffix}" for suffix in (".safetensors", ".pt2", ".onnx")]
+    found, _ = tune(fastvit, *(word for name in outputs for word in ("-o", name)))
+    assert found["plan"]["forms"]
+    assert found["plan"]["not_merged"]
+    for name in outputs:
+        result = fastvit("check", "tuned.py:build", name, "--json", "-")
+        assert result.code == 0, result.err
+    again = load("n.safetensors", ModelOptions())
+    assert isinstance(again.model.get_submodule("down"), nn.ModuleList)
+    x = torch.randn(2, 3, 16, 16)
+    expected = load("tuned.py:build", ModelOptions()).model(x)
+    torch.testing.assert_close(again.model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_certificate_of_a_tuned_plan_holds(fastvit, folder, clock):
+    clock(stacked_is_fast, fast_if_stacked)
+    found, _ = tune(fastvit, "-o", "n.safetensors", "--certificate", "c.json")
+    assert found["kept"] == "tuned"
+    words = ("tuned.py:build", "n.safetensors", "--certificate", "c.json")
+    result = fastvit("check", *words)
+    assert result.code == 0, result.out + result.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", '{"costs": 3}', '{"costs": {"add": "1"}}', '{"forms": {"a": 1}}', "{"],
+)
+def test_a_damaged_tuning_in_a_file_is_bad_input(text):
+    weights = {"origin": "random", "seed": 0}
+    card = Card("fastvit_t8", {"input_size": [3, 16, 16]}, weights=weights)
+    with pytest.raises(ValueError, match=r"damaged|property name"):
+        Card.from_metadata({**card.to_metadata(), "tuning": text})
+
+
+# ---- the cache ---------------------------------------------------------------------
+
+
+def test_times_are_kept_and_taken_from_the_cache_after_three_runs(cache):
+    ran: list[int] = []
+    for run in range(measured.RUNS + 1):
+        times = OpTimes.opened(WHERE)
+        times.microseconds("op", lambda r=run: lambda: ran.append(r))
+        times.save()
+    assert set(ran) == set(range(measured.RUNS))
+    assert times.counts == {"ops_measured": 0, "ops_from_cache": 1}
+    rows = json.loads(cache.read_text())
+    assert list(rows) == [WHERE.place]
+    assert rows[WHERE.place]["op, batch 1"][1] == measured.RUNS
+
+
+def test_settings_and_batches_do_not_share_times(cache):
+    first = OpTimes.opened(WHERE)
+    first.microseconds("op", lambda: lambda: None)
+    first.save()
+    for other in (Setting("cpu", "float32", 2, 1), Setting("cpu", "float64", 1, 1)):
+        assert OpTimes.opened(other).rows == {}
+    other = OpTimes.opened(Setting("cpu", "float32", 1, 8))
+    other.microseconds("op", lambda: lambda: None)
+    assert other.counts == {"ops_measured": 1, "ops_from_cache": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"x": 3}',
+        "null",
+        "\x00\xff",
+        json.dumps({WHERE.place: {"op, batch 1": [-1.0, 3]}}),
+        json.dumps({WHERE.place: {"op, batch 1": ["fast", 3]}}),
+        json.dumps({WHERE.place: {"op, batch 1": [math.inf, 3]}}),
+        json.dumps({WHERE.place: {"op, batch 1": 3}}),
+    ],
+)
+def test_a_damaged_cache_is_measured_again_and_mended(cache, text):
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text(text, encoding="latin-1")
+    times = OpTimes.opened(WHERE)
+    assert times.microseconds("op", lambda: lambda: None) > 0
+    assert times.counts["ops_measured"] == 1
+    times.save()
+    row = json.loads(cache.read_text())[WHERE.place]["op, batch 1"]
+    assert row[0] > 0
+    assert row[1] == 1
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(fastvit, folder, cache):
+    cache.parent.parent.mkdir(parents=True, exist_ok=True)
+    cache.parent.write_text("a file where the folder should be")
+    found, _ = tune(fastvit)
+    assert found["ops_measured"] > 0
+
+
+def test_the_real_clock_fills_the_cache(fastvit, cache):
+    found, _ = tune(fastvit)
+    assert found["ops_measured"] > 0
+    assert found["kept"] in ("default", "tuned")
+    (rows,) = json.loads(cache.read_text()).values()
+    assert len(rows) == found["ops_measured"]
+    assert all(0 < row[0] < 1e6 and row[1] == 1 for row in rows.values())
+
+
+# ---- what is refused ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--batch", "2"), "Add --tune."),
+        (("--threads", "2"), "Add --tune."),
+        (("--tune", "--batch", "0"), "--batch 0 is not positive."),
+        (("--tune", "--threads", "-1"), "--threads -1 is not positive."),
+    ],
+)
+def test_options_that_make_no_sense(fastvit, net, words, says):
+    result = fastvit("fuse", net, *words)
+    assert result.code == 2
+    assert says in result.error
+
+
+def test_a_fused_file_is_not_tuned(fastvit, net):
+    assert fastvit("fuse", net, "-o", "n.safetensors").code == 0
+    result = fastvit("fuse", "n.safetensors", "--tune")
+    assert result.code == 2
+    assert "holds a fused form" in result.error
+    assert f"fastvit fuse {net} --tune" in result.error
+
+
+def test_a_batch_that_the_model_does_not_take(fastvit, folder, net):
+    model = load(net, ModelOptions()).model
+    program = torch.export.export(model, (torch.randn(1, 3, 16, 16),))
+    torch.export.save(program, "fixed.pt2")
+    result = fastvit("fuse", "fixed.pt2", "--tune", "--batch", "2")
+    assert result.code == 2
+    assert "fixes its batch size" in result.error
