@@ -9,6 +9,7 @@ from fastvit_cli import tuner
 from fastvit_cli.console import Stage
 from fastvit_cli.errors import BadInput, JobFailed
 from fastvit_cli.measured import Setting
+from fastvit_cli.plans import Task
 
 if TYPE_CHECKING:
     from fastvit_cli.card import Card
@@ -69,7 +70,7 @@ def tune(job: Job, loaded: Loaded, stage: Stage) -> tuner.Tuned:
         )
     inputs, device = loaded.inputs, loaded.device
     setting = Setting(device, loaded.dtype, job.tune.threads, job.tune.batch)
-    task = tuner.Task(loaded.model, inputs, setting, job.capture)
+    task = Task(loaded.model, inputs, setting, job.capture)
     try:
         return tuner.tune(task, stage)
     except rc.RepCompilerError as error:

@@ -18,6 +18,11 @@ def show(out: Console, tune: dict[str, Any]) -> None:
         for row in tune["plans"]:
             table.add_row(row["plan"], f"{row['ratio']:.2f}")
         out.print(table)
+    if tune.get("confirmed"):
+        table = new_table("Plan", "Time, x default", title="Timed once more")
+        for row in tune["confirmed"]:
+            table.add_row(row["plan"], f"{row['ratio']:.2f}")
+        out.print(table)
     if tune["kept"] == "tuned":
         _forms(out, tune["plan"]["forms"])
         _regions(out, "Merged as well", tune["plan"]["merged"])

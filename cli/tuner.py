@@ -1,9 +1,10 @@
 """`--tune`: of the plans that compute the same, the one that is fastest here.
 
-Three things are free: which regions are merged, in which form each conv is written, and
-whether weights lie channels last. Single ops are timed (`measured`) and make a few
-plans; these are timed as whole models against the default plan. The fastest is timed
-once more, beside the default twice over, and is kept only if it is faster than the
+Four things are free: which regions are merged, in which form each conv is written,
+whether weights lie channels last, and whether ops overwrite what nobody else reads.
+Single ops are timed (`measured`) and make a few plans; these are timed as whole models
+against the default plan. The fastest is timed once more, with writes in place and
+without, beside the default twice over, and is kept only if it is faster than the
 default differs from itself.
 """
 
@@ -12,65 +13,19 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import measured, timing
-from fastvit_cli.measured import OpTimes, Setting
+from fastvit_cli import measured, plans, timing
+from fastvit_cli.measured import OpTimes
+from fastvit_cli.plans import LAYOUTS, Plan, Stage, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.fx import GraphModule
-
     from repcompiler import Tuning
 
-GAIN = 0.95  # of its time, below which another form of a conv is worth its ops
 LEAST_GAIN = 0.01  # of the whole: what is less is noise, however quiet the machine
 FASTER_ROUNDS = 0.75  # of the rounds that a plan has to win
 ROUNDS = (4, 9)  # at least: of the choice, of the confirmation
-LAYOUTS = {False: "contiguous", True: "channels last"}
-Stage = Callable[[str], None]
-Inputs = tuple["Tensor", ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be tuned, and for what.
-
-    Attributes:
-        door: how the compiler gets the graph.
-        batch: samples of one call; 1 where the model fixes its batch.
-        seconds: for each of the two timings of whole models.
-    """
-
-    model: Any
-    inputs: Inputs
-    setting: Setting
-    door: str = "auto"
-    seconds: float = 3.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way to compute the model.
-
-    Attributes:
-        words: what it does otherwise than the default, for people.
-        regions: what is merged, by place and kind.
-        costs: microseconds that the choice of regions went by; empty if nominal.
-    """
-
-    words: tuple[str, ...]
-    tuning: Tuning
-    module: GraphModule
-    regions: frozenset[str]
-    forms: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])
-    costs: dict[str, float] = field(default_factory=dict[str, float])
-
-    @property
-    def name(self) -> str:
-        """The plan in a few words."""
-        return ", ".join(self.words) or "default"
 
 
 @dataclass(frozen=True)
@@ -95,6 +50,7 @@ class Tuned:
             "costs": self.plan.costs,
             "forms": dict(tuning.forms),
             "channels_last": tuning.channels_last,
+            "in_place": tuning.in_place,
         }
 
 
@@ -108,6 +64,7 @@ def from_card(card: Mapping[str, Any]) -> Tuning | None:
         costs=measured.recorded(card["costs"]) if card.get("costs") else None,
         forms=card.get("forms", {}),
         channels_last=bool(card.get("channels_last")),
+        in_place=bool(card.get("in_place")),
     )
 
 
@@ -122,7 +79,7 @@ def tune(task: Task, stage: Stage) -> Tuned:
     start = time.perf_counter()
     times = OpTimes.opened(task.setting)
     try:
-        default, others = plans(task, times, stage)
+        default, others = plans.candidates(task, times, stage)
     except rc.CaptureError:
         if task.door not in ("auto", "submodules"):
             raise
@@ -130,186 +87,60 @@ def tune(task: Task, stage: Stage) -> Tuned:
         return Tuned(None, {**_unchanged(task, why), **times.counts})
     finally:
         times.save()
-    facts = times.counts
-    if not others:
-        why = "no other plan is cheaper by the times of its ops"
-        return Tuned(None, {**_unchanged(task, why), **facts})
     stage("time plans")
-    plan, document = _choose(task, default, others)
+    best, ratios = _fastest(task, default, others)
+    finals = _finalists(task, default, best)
+    if not finals:
+        why = "no other plan is cheaper by the times of its ops"
+        return Tuned(None, {**_unchanged(task, why), **times.counts})
+    stage("confirm")
+    plan, document = _confirm(task, default, finals)
+    rows = [{"plan": name, "ratio": ratio} for name, ratio in ratios.items()]
     seconds = time.perf_counter() - start
-    return Tuned(plan, {**document, **facts, "seconds": seconds})
+    whole = {**document, "plans": rows, **times.counts, "seconds": seconds}
+    return Tuned(plan, whole)
 
 
 def _unchanged(task: Task, why: str) -> dict[str, Any]:
     return {"kept": "default", "why": why, **asdict(task.setting), "plans": []}
 
 
-# ---- plans -------------------------------------------------------------------------
-
-
-def plans(task: Task, times: OpTimes, stage: Stage) -> tuple[Plan, list[Plan]]:
-    """(the default, the other plans that the times of single ops suggest)."""
-    import repcompiler as rc
-
-    stage("fuse by nominal costs")
-    default = _plan(task, (), rc.Tuning())
-    found: dict[object, Plan] = {_signature(default): default}
-    for channels_last, layout in LAYOUTS.items():
-        stage(f"time ops, {layout}")
-        words = (layout,) if channels_last else ()
-        costs = times.costs(channels_last=channels_last)
-        plain = _plan(task, words, rc.Tuning(channels_last=channels_last))
-        merged = _measured_plan(task, words, costs, plain)
-        for plan in (plain, _respelled(task, plain, times), merged):
-            found.setdefault(_signature(plan), plan)
-        respelled = _respelled(task, merged, times)
-        found.setdefault(_signature(respelled), respelled)
-    return default, [plan for plan in found.values() if plan is not default]
-
-
-def _plan(task: Task, words: tuple[str, ...], tuning: Tuning, **more: Any) -> Plan:
-    from repcompiler.compile import run_stages
-
-    state = run_stages(
-        task.model,
-        task.inputs,
-        verify=False,
-        door="auto" if task.door == "submodules" else task.door,
-        stop_after="lower",
-        tuning=tuning,
-    )
-    assert state.rewritten is not None
-    regions = frozenset(
-        f"{r.name or '(root)'}: {r.kind}, {len(r.nodes)} nodes" for r in state.regions
-    )
-    return Plan(words, tuning, state.rewritten.module, regions, **more)
-
-
-def _measured_plan(
-    task: Task, words: tuple[str, ...], costs: measured.Costs, plain: Plan
-) -> Plan:
-    """The regions that measured costs choose; the default's where they agree."""
-    import repcompiler as rc
-
-    last = plain.tuning.channels_last
-    found = _plan(task, words, rc.Tuning(costs=costs, channels_last=last))
-    if _signature(found) == _signature(plain):
-        return plain
-    words = ("regions by measured costs", *words)
-    return Plan(words, found.tuning, found.module, found.regions, costs=costs.used)
-
-
-def _respelled(task: Task, plan: Plan, times: OpTimes) -> Plan:
-    """The plan with each conv in the form that is fastest by itself."""
-    import repcompiler as rc
-
-    last = plan.tuning.channels_last
-    rows = forms_by_time(task, plan.module, times, channels_last=last)
-    forms = {name: min(row, key=row.__getitem__) for name, row in rows.items()}
-    if not forms:
-        return plan
-    tuning = rc.Tuning(plan.tuning.costs, forms, last)
-    words = (_counted(forms), *plan.words)
-    return _plan(task, words, tuning, forms=rows, costs=plan.costs)
-
-
-def _counted(forms: Mapping[str, str]) -> str:
-    many = f"{len(forms)} conv{'s' if len(forms) != 1 else ''}"
-    return f"{many} {' or '.join(sorted(set(forms.values())))}".replace("_", " ")
-
-
-def forms_by_time(
-    task: Task, module: GraphModule, times: OpTimes, *, channels_last: bool
-) -> dict[str, dict[str, float]]:
-    """For each conv that gains by another form: microseconds of every form of it."""
-    from repcompiler import forms
-
-    found: dict[str, dict[str, float]] = {}
-    possible = forms.alternatives(module)
-    shapes = _shapes(module, task, tuple(possible))
-    for name, names in possible.items():
-        conv: Any = module.get_submodule(name)
-        row: dict[str, float] = {}
-        for form in ("as one conv", *names):
-            layout = LAYOUTS[channels_last]
-            key = f"{conv} {form} on {shapes[name]}, {layout}"
-            alone = forms.alone(conv, form)
-            inputs = [_noise(shapes[name], conv)]
-            make = lambda m=alone, x=inputs: measured.caller(  # noqa: E731
-                m, x, task.setting.device, channels_last=channels_last
-            )
-            row[form] = times.microseconds(key, make)
-        if min(row.values()) < GAIN * row["as one conv"]:
-            found[name] = row
-    return found
-
-
-def _shapes(
-    module: GraphModule, task: Task, names: tuple[str, ...]
-) -> dict[str, tuple[int, ...]]:
-    """What the named convs read."""
-    import torch
-
-    found: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(_: Any, args: tuple[Any, ...]) -> None:
-            found.setdefault(name, tuple(args[0].shape))
-
-        return hook
-
-    handles = [
-        module.get_submodule(name).register_forward_pre_hook(note(name))
-        for name in names
-    ]
-    with torch.inference_mode():
-        module(*_batched(task))
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def _noise(shape: tuple[int, ...], conv: Any) -> Tensor:
-    import torch
-
-    return torch.randn(shape).to(conv.weight.device, conv.weight.dtype)
-
-
-def _batched(task: Task) -> Inputs:
-    from fastvit_cli.exporters import rebatch
-
-    if task.setting.batch == 1:
-        return task.inputs
-    return rebatch(task.inputs, task.setting.batch)
-
-
-def _signature(plan: Plan) -> object:
-    """The same for plans that run the same ops in the same layout."""
-    modules = tuple((name, str(m)) for name, m in plan.module.named_modules() if name)
-    return plan.module.code, modules, plan.tuning.channels_last
-
-
 # ---- choice ------------------------------------------------------------------------
 
 
-def _choose(
+def _fastest(
     task: Task, default: Plan, others: list[Plan]
+) -> tuple[Plan, dict[str, float]]:
+    """(the fastest plan, the time of each by name over that of the default)."""
+    if not others:
+        return default, {}
+    every = (default, *others)
+    runs = {plan.name: _run(plan, task) for plan in every}
+    rounds = timing.interleave(runs, task.seconds, min_rounds=ROUNDS[0])
+    ratios = {name: timing.ratio(rounds[name], rounds[default.name]) for name in runs}
+    return min(every, key=lambda plan: ratios[plan.name]), ratios
+
+
+def _finalists(task: Task, default: Plan, best: Plan) -> list[Plan]:
+    """The best plan, if it is not the default, and the same with writes in place."""
+    found = (None if best is default else best, plans.writing(task, best))
+    return [plan for plan in found if plan is not None]
+
+
+def _confirm(
+    task: Task, default: Plan, finals: list[Plan]
 ) -> tuple[Plan | None, dict[str, Any]]:
-    """The fastest plan, if it is faster than the default beyond noise."""
-    runs = {plan.name: _run(plan, task) for plan in (default, *others)}
-    first = timing.interleave(runs, task.seconds, min_rounds=ROUNDS[0])
-    ratios = {name: timing.ratio(first[name], first[default.name]) for name in runs}
-    best = min(others, key=lambda plan: ratios[plan.name])
-    calls = {
-        "default": runs[default.name],
-        "again": runs[default.name],
-        "tuned": runs[best.name],
-    }
+    """The faster of the last plans, if it beats the default beyond noise."""
+    run = _run(default, task)
+    calls = {"default": run, "again": run}
+    calls |= {plan.name: _run(plan, task) for plan in finals}
     rounds = timing.interleave(calls, task.seconds, min_rounds=ROUNDS[1])
-    won = _rounds_won(rounds["tuned"], rounds["default"])
-    ratio = timing.ratio(rounds["tuned"], rounds["default"])
-    noise = max(abs(timing.ratio(rounds["again"], rounds["default"]) - 1), LEAST_GAIN)
+    ratios = {name: timing.ratio(rounds[name], rounds["default"]) for name in calls}
+    best = min(finals, key=lambda plan: ratios[plan.name])
+    won = _rounds_won(rounds[best.name], rounds["default"])
+    ratio, noise = ratios[best.name], max(abs(ratios["again"] - 1), LEAST_GAIN)
     better = ratio < 1 - noise and won >= FASTER_ROUNDS
+    times = {name: timing.summarise(row).median for name, row in rounds.items()}
     document = {
         "kept": "tuned" if better else "default",
         "why": _why(better, ratio, noise, won),
@@ -317,9 +148,13 @@ def _choose(
         "ratio": ratio,
         "noise": noise,
         "rounds_won": won,
-        "milliseconds": {k: timing.summarise(r).median for k, r in rounds.items()},
+        "milliseconds": {
+            "default": times["default"],
+            "again": times["again"],
+            "tuned": times[best.name],
+        },
+        "confirmed": [{"plan": p.name, "ratio": ratios[p.name]} for p in finals],
         "plan": _plan_facts(best, default),
-        "plans": [{"plan": name, "ratio": row} for name, row in ratios.items()],
     }
     return (best if better else None), document
 
@@ -327,7 +162,7 @@ def _choose(
 def _run(plan: Plan, task: Task) -> Callable[[], Any]:
     import torch
 
-    device, inputs = task.setting.device, _batched(task)
+    device, inputs = task.setting.device, plans.batched(task)
     wait = torch.cuda.synchronize if device.startswith("cuda") else None
 
     def run() -> Any:
@@ -359,6 +194,7 @@ def _plan_facts(plan: Plan, default: Plan) -> dict[str, Any]:
     return {
         "name": plan.name,
         "layout": LAYOUTS[plan.tuning.channels_last],
+        "in_place": plan.tuning.in_place,
         "forms": [
             {"name": name, "form": form, "microseconds": plan.forms[name]}
             for name, form in plan.tuning.forms.items()

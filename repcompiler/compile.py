@@ -269,10 +269,10 @@ def _lower(state: State) -> None:
 def _rewritten(
     state: State, regions: tuple[Rewrite, ...], dtype: torch.dtype | None = None
 ) -> Rewritten:
-    assert state.facts is not None
+    assert state.facts is not None and state.captured is not None
     graph, facts = state.graph_module, state.facts
     made = rewrite(graph, regions, facts, opened=state.opened, dtype=dtype)
-    return apply(state.tuning, made)
+    return apply(state.tuning, made, state.captured.inputs)
 
 
 def _check_regions(state: State) -> None:

@@ -65,7 +65,7 @@ def twins(
     state = run_stages(reference, tuple(inputs), stop_after="lower", **told)
     assert state.facts is not None
     wide = rewrite(state.graph_module, state.regions, state.facts, dtype=torch.float64)
-    wide = apply(state.tuning, wide)
+    wide = apply(state.tuning, wide, inputs)
     run_report(state)
     assert state.rewritten is not None and state.report is not None
     yield Twin(

@@ -1,14 +1,15 @@
 """What somebody has measured and chosen among equal forms; nothing is measured here.
 
-Three things are free once a graph is fused: which regions to merge (`costs`), in which
-form to write a conv (`forms`), and how its weights lie in memory (`channels_last`).
-The nominal machine of `cost` decides the first, and leaves the others alone. A `Tuning`
-says otherwise; what comes out is checked like any other plan.
+Four things are free once a graph is fused: which regions to merge (`costs`), in which
+form to write a conv (`forms`), how its weights lie in memory (`channels_last`), and
+what is overwritten (`in_place`). The nominal machine of `cost` decides the first, and
+leaves the others alone. A `Tuning` says otherwise; what comes out is checked like any
+other plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch.fx import Graph, GraphModule
 
 from repcompiler.affine import Diagonal, Map, Meaning, Term, Vector, Window
 from repcompiler.cost import Known, Sized
+from repcompiler.facts import gather
 from repcompiler.forms import respell
+from repcompiler.inplace import write_in_place
 from repcompiler.lower import Emitter, Target
 from repcompiler.rewrite import Rewritten
 
@@ -34,16 +37,30 @@ class Tuning:
         channels_last: whether 4-D weights lie channels last, which convs hand on to
             what they compute. Values are the same; the backward pass of torch 2.14 on a
             CPU is not to be relied on in this layout, so that it is for inference.
+        in_place: whether activations and sums overwrite what nobody else reads.
     """
 
     costs: Known | None = None
     forms: Mapping[str, str] = field(default_factory=dict[str, str])
     channels_last: bool = False
+    in_place: bool = False
 
 
-def apply(tuning: Tuning, rewritten: Rewritten) -> Rewritten:
-    """The rewritten graph with convs in the chosen forms and layout, in place."""
+def apply(
+    tuning: Tuning, rewritten: Rewritten, inputs: Sequence[object] | None
+) -> Rewritten:
+    """The rewritten graph in the chosen forms, layout and writes, changed itself.
+
+    Args:
+        inputs: of the model; without them no shape is known, and no sum is written to
+            what it reads.
+    """
     replaced = respell(rewritten.module, tuning.forms)
+    if tuning.in_place:
+        module = rewritten.module
+        held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        facts = gather(module, inputs, held, frozenset(), frozenset())
+        write_in_place(module, facts)
     if tuning.channels_last:
         rewritten.module.to(memory_format=torch.channels_last)
     if not replaced:

@@ -11,7 +11,7 @@ import math
 
 import pytest
 import torch
-from fastvit_cli import measured, timing
+from fastvit_cli import measured, plans, timing
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import Card
 from fastvit_cli.measured import FILE, OpTimes, Setting
@@ -44,6 +44,12 @@ class Net(nn.Module):
 
 def build():
     return Net().eval()
+
+class Bare(nn.Sequential):
+    input_size = (3, 16, 16)
+
+def bare():
+    return Bare(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
 """
 ASKS = """
 class Asks(nn.Module):
@@ -96,7 +102,7 @@ def stacked_is_fast(key: str) -> float:
 
 
 def fast_if_stacked(name: str) -> float:
-    return 0.5 if name == "tuned" or "stacked" in name else 1.0
+    return 0.5 if "stacked" in name else 1.0
 
 
 def tune(fastvit, *more: str, code: int = 0):
@@ -139,7 +145,7 @@ def test_a_plan_that_gains_no_more_than_noise_is_not(fastvit, clock, gain):
 
 
 def test_a_default_that_differs_from_itself_hides_a_gain(fastvit, clock):
-    clock(stacked_is_fast, lambda name: {"again": 1.4, "tuned": 0.7}.get(name, 1.0))
+    clock(stacked_is_fast, lambda name: {"default": 1.0, "again": 1.4}.get(name, 0.7))
     found, _ = tune(fastvit)
     assert found["kept"] == "default"
     assert found["noise"] == pytest.approx(0.4)
@@ -150,7 +156,7 @@ def test_regions_go_by_measured_costs(fastvit, clock):
         return 100.0 if "5,1,1,-2,2 5,1,1,-2,2" in key else 1.0
 
     def plan(name):
-        return 0.8 if name == "tuned" or "regions" in name else 1.0
+        return 0.8 if "regions" in name else 1.0
 
     clock(op, plan)
     found, _ = tune(fastvit)
@@ -160,11 +166,11 @@ def test_regions_go_by_measured_costs(fastvit, clock):
 
 
 def test_no_other_plan_is_no_choice(fastvit, clock, monkeypatch):
-    from fastvit_cli import tuner
-
     clock()
-    monkeypatch.setattr(tuner, "LAYOUTS", {False: "contiguous"})
-    found, result = tune(fastvit)
+    monkeypatch.setattr(plans, "LAYOUTS", {False: "contiguous"})
+    result = fastvit("fuse", "tuned.py:bare", "--tune", "--json", "-")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["tune"]
     assert found["kept"] == "default"
     assert found["plans"] == []
     assert "no other plan is cheaper by the times of its ops" in found["why"]
@@ -181,6 +187,23 @@ def test_a_model_without_a_graph_keeps_the_default(fastvit, folder, net, clock):
     assert found["why"] == "the model has no graph as a whole"
 
 
+def test_writes_in_place_are_tried_on_the_fastest_plan(fastvit, folder, clock):
+    clock(plan=lambda name: 0.9 if "in place" in name else 1.0)
+    outputs = [f"n{suffix}" for suffix in (".safetensors", ".pt2", ".onnx")]
+    found, result = tune(fastvit, *(word for name in outputs for word in ("-o", name)))
+    assert (found["kept"], found["plan"]["name"]) == ("tuned", "in place")
+    assert found["plan"]["in_place"] is True
+    assert found["confirmed"] == [{"plan": "in place", "ratio": 0.9}]
+    graph = load("n.safetensors", ModelOptions()).model.graph
+    assert any(node.target is torch.relu_ for node in graph.nodes)
+    for name in outputs:
+        result = fastvit("check", "tuned.py:build", name, "--json", "-")
+        assert result.code == 0, result.err
+        origin = json.loads(result.out)["origin"]
+        assert origin["form"] == "fused"
+        assert origin["steps"] > 4
+
+
 # ---- files -------------------------------------------------------------------------
 
 
@@ -189,7 +212,7 @@ def test_files_of_a_tuned_plan_are_read_back_and_equal(fastvit, folder, clock):
         return 100.0 if "5,1,1,-2,2 5,1,1,-2,2" in key else stacked_is_fast(key)
 
     def plan(name):
-        return 0.5 if name == "tuned" or ("stacked" in name and "reg" in name) else 1.0
+        return 0.5 if "stacked" in name and "regions" in name else 1.0
 
     clock(op, plan)
     outputs = [f"n{suffix}" for suffix in (".safetensors", ".pt2", ".onnx")]
