@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastvit_cli.backends import BACKENDS
 from fastvit_cli.cells import Cell
+
+Options = Mapping[str, Sequence[str]]
 
 TIE = 0.02  # closer than this, or than their spread, the simpler backend is advised
 
@@ -73,8 +75,10 @@ class Advice:
         }
 
 
-def advise(cells: Sequence[Cell], options: Sequence[str]) -> list[Advice]:
+def advise(cells: Sequence[Cell], options: Options) -> list[Advice]:
     """Advice for each model and batch size, and for each dtype where it gains.
+
+    `options`: by form, the options with which `fastvit fuse` makes it.
 
     Only cells that were shown equal are considered. The first dtype is the model's own;
     another dtype is advised beside it, never instead: it rounds more.
@@ -113,19 +117,19 @@ def _fastest(rows: Iterable[Cell]) -> Any:
     return min(tied, key=lambda c: (c.form != best.form, order.index(c.backend)))
 
 
-def _recipe(cell: Cell, options: Sequence[str]) -> tuple[str, str]:
+def _recipe(cell: Cell, options: Options) -> tuple[str, str]:
     """The command that writes what the cell ran, and how to run that."""
     backend = BACKENDS[cell.backend]
     stem = Path(cell.model.split("@")[0].replace(":", "_")).stem
     if cell.model.endswith(backend.artefact):  # it is that file already
         return "", backend.usage.replace("FILE", repr(cell.model))
     file = f"{stem}-{cell.form}{backend.artefact}"
-    words = ["fastvit", "fuse", cell.model, "-o", file, *options]
+    words = ["fastvit", "fuse", cell.model, "-o", file, *options.get(cell.form, ())]
     usage = backend.usage
     if cell.dtype != "float32" and backend.artefact == ".pt2":
         words += ["--dtype", cell.dtype]
     elif cell.dtype == "bfloat16":
         usage = usage.replace("'f32'", "'bf16'")
-    if cell.form != "fused":
+    if cell.form not in options:
         return "", usage.replace("FILE", repr(f"{stem}{backend.artefact}"))
     return shlex.join(words), usage.replace("FILE", repr(file))

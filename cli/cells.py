@@ -156,6 +156,8 @@ def _obstacle(backend: backends.Backend, cell: Cell, subject: Subject) -> str:
         return f"{cell.backend} does not run on {subject.device} here"
     if subject.model is None and backend.holds_model:
         return "an ONNX graph runs in onnxruntime and OpenVINO only"
+    if cell.form == "tuned" and not backend.holds_model:
+        return "the tuned form is a plan for torch"
     if cell.batch != 1 and not subject.dynamic_batch:
         return "the file fixes its batch size"
     return ""

@@ -139,8 +139,8 @@ def _model(grid: Grid, state: Any, batch: int, roof: Roofline) -> dict[str, Any]
         }
         for form, layers in found.items()
     }
-    both = state is not None and len(found) == 2
-    regions = saved(*found.values(), state) if both else []
+    both = state is not None and {"train", "fused"} <= found.keys()
+    regions = saved(found["train"], found["fused"], state) if both else []
     return {"model": grid.name, "batch": batch, "forms": forms, "regions": regions}
 
 
@@ -149,10 +149,10 @@ def _graphs(grid: Grid, state: Any) -> dict[str, GraphModule]:
     import torch.fx
 
     if state is not None:
-        modules = (state.captured.module, state.rewritten.module)
-        pairs = dict(zip(grid.forms, modules))
+        own = {"train": state.captured.module, "fused": state.rewritten.module}
     else:
-        pairs = {form: subject.model for form, subject in grid.forms.items()}
+        own = {}
+    pairs = {form: own.get(form, subject.model) for form, subject in grid.forms.items()}
     kind = torch.fx.GraphModule
     return {form: graph for form, graph in pairs.items() if isinstance(graph, kind)}
 

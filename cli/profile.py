@@ -26,6 +26,8 @@ fastvit profile fastvit_sa24 timm:caformer_s18 timm:convnext_base --backend eage
 
 fastvit profile fastvit_t8 --dtype float32 --dtype bfloat16 --backend openvino --json -
 
+fastvit profile fastvit_t8 --tune --threads 1 --backend eager
+
 fastvit profile t8.onnx --backend onnxruntime --backend openvino
 """
 SCHEMA = 1
@@ -66,6 +68,13 @@ Layers = Annotated[
     int,
     typer.Option(metavar="N", help="Time every op, eagerly, and show the N slowest."),
 ]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune",
+        help="Add the plan that is fastest in eager torch at the first batch size.",
+    ),
+]
 Html = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Write the result as one page: .html."),
@@ -90,6 +99,7 @@ class Job:
     html: Path | None = None
     layers: int = 0
     png: Path | None = None
+    tune: bool = False
 
 
 @dataclass
@@ -126,6 +136,7 @@ def profile(
     threads: Threads = None,
     seconds: Seconds = 10.0,
     layers: Layers = 0,
+    tune: Tune = False,
     html: Html = None,
     png: Png = None,
     weights: common.Weights = None,
@@ -169,6 +180,7 @@ def profile(
         html=_page(html),
         layers=max(layers, 0),
         png=_folder(png),
+        tune=tune,
     )
     _run(job, screen)
 
@@ -270,7 +282,10 @@ def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
             result.notes.append(f"{without}: no one graph, so that no op is timed")
     result.notes += _notes(result)
     words = recipe_words(job.options)
-    result.advice = advice.advise(result.cells, words)
+    tuning = ["--tune", "--threads", str(job.threads), "--batch", str(job.batches[0])]
+    result.advice = advice.advise(
+        result.cells, {"fused": words, "tuned": words + tuning}
+    )
     return result
 
 

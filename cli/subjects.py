@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import cells, macs, runners
+from fastvit_cli import cells, macs, runners, tune_view, tuner
 from fastvit_cli.errors import BadInput, JobFailed, summary
+from fastvit_cli.measured import Setting
+from fastvit_cli.plans import Task
 
 if TYPE_CHECKING:
     from fastvit_cli.profile import Job
@@ -50,6 +52,10 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     if as_loaded == "train" and runner.model is not None:
         stage(f"fuse {text}")
         forms["fused"], state = fuse(runner)
+    tunable = job.tune and len(forms) == 2
+    tuned = _tuned(runner, job, stage) if tunable else None
+    if tuned is not None and tuned.plan is not None:
+        forms["tuned"] = _written(runner, tuned)
     subjects = {
         name: cells.subject_of(runner, form, scratch, job.threads)
         for name, form in forms.items()
@@ -68,7 +74,12 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         "input_size": list(runner.card.input_size),
         "weights": runner.card.weights,
         "forms": {name: _counts(subject) for name, subject in subjects.items()},
+        **({"tune": tuned.document} if tuned else {}),
     }
+    if job.tune and tuned is None:
+        notes.append(f"{text}: only a model before fusion can be tuned")
+    elif tuned is not None:
+        notes.append(f"{text}: {tune_view.sentence(tuned.document).rstrip('.')}")
     return Made(grid, facts, notes, state)
 
 
@@ -101,6 +112,23 @@ def fuse(runner: runners.Runner) -> tuple[Any, Any]:
             hint="Run `fastvit fuse` on it for the report.",
         )
     return module, state
+
+
+def _tuned(
+    runner: runners.Runner, job: Job, stage: Callable[[str], None]
+) -> tuner.Tuned:
+    """The plan that is fastest here, for the first batch size that is asked for."""
+    batch = job.batches[0] if runner.dynamic_batch else 1
+    setting = Setting(runner.device, runner.dtype, job.threads, batch)
+    return tuner.tune(Task(runner.model, runner.inputs, setting), stage)
+
+
+def _written(runner: runners.Runner, tuned: tuner.Tuned) -> Any:
+    """The tuned form; whether it is equal is judged in every cell that runs it."""
+    import repcompiler as rc
+
+    told: dict[str, Any] = {"tuning": tuned.tuning, "verify": False}
+    return rc.fuse(runner.model, runner.inputs, **told).model
 
 
 def _counts(subject: cells.Subject) -> dict[str, Any]:

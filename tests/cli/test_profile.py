@@ -100,7 +100,7 @@ def made(form: str, milliseconds: float, ratio: float | None, **more) -> Cell:
 
 def test_a_fast_wrong_form_is_never_advised():
     rows = [made("train", 10.0, 1.0), made("fused", 1.0, 9.0), made("fused", 2.0, None)]
-    (advised,) = advice.advise(rows, [])
+    (advised,) = advice.advise(rows, {"fused": []})
     assert advised.cell is rows[0]
     assert "no faster than" in advised.sentence
 
@@ -111,7 +111,7 @@ def test_the_fastest_equal_form_is_advised_with_its_command():
         made("fused", 5.0, 2.0, backend="onnxruntime"),
         made("fused", 2.0, 1.0, backend="openvino", dtype="bfloat16"),
     ]
-    own, low = advice.advise(rows, ["--model-arg=width=8"])
+    own, low = advice.advise(rows, {"fused": ["--model-arg=width=8"]})
     assert own.cell is rows[1]
     assert own.speed_up == 2.0
     assert own.command == "fastvit fuse net -o net-fused.onnx --model-arg=width=8"
@@ -122,7 +122,7 @@ def test_the_fastest_equal_form_is_advised_with_its_command():
 
 def test_of_two_forms_as_fast_the_simpler_backend_is_advised():
     rows = [made("fused", 5.0, 1.0, backend="compile"), made("fused", 5.05, 1.0)]
-    assert advice.advise(rows, [])[0].cell is rows[1]
+    assert advice.advise(rows, {"fused": []})[0].cell is rows[1]
 
 
 def test_errors_are_those_of_the_compilers_own_check():

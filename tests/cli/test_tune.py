@@ -7,14 +7,13 @@ op and which plan is fast.
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 import torch
 from fastvit_cli import measured, plans, timing
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import Card
-from fastvit_cli.measured import FILE, OpTimes, Setting
+from fastvit_cli.measured import FILE, OpTimes
 from fastvit_cli.sources import load
 from torch import nn
 
@@ -63,7 +62,6 @@ class Asks(nn.Module):
         y = self.body(x)
         return -y if float(y.sum()) > 1e9 else y
 """
-WHERE = Setting("cpu", "float32", 1, 1)
 
 
 @pytest.fixture
@@ -85,7 +83,7 @@ def clock(monkeypatch, cache):
             self.fresh[key] = [op(key), 1]
             return op(key)
 
-        def interleave(calls, seconds, *, min_rounds):
+        def interleave(calls, seconds, *, min_rounds=0):
             names = {name: plan(name) for name in calls}
             for call in calls.values():
                 call()
@@ -101,8 +99,8 @@ def stacked_is_fast(key: str) -> float:
     return 1.0 if " stacked on" in key else 10.0
 
 
-def fast_if_stacked(name: str) -> float:
-    return 0.5 if "stacked" in name else 1.0
+def fast_if_stacked(name: object) -> float:
+    return 0.5 if "stacked" in str(name) else 1.0
 
 
 def tune(fastvit, *more: str, code: int = 0):
@@ -249,58 +247,7 @@ def test_a_damaged_tuning_in_a_file_is_bad_input(text):
         Card.from_metadata({**card.to_metadata(), "tuning": text})
 
 
-# ---- the cache ---------------------------------------------------------------------
-
-
-def test_times_are_kept_and_taken_from_the_cache_after_three_runs(cache):
-    ran: list[int] = []
-    for run in range(measured.RUNS + 1):
-        times = OpTimes.opened(WHERE)
-        times.microseconds("op", lambda r=run: lambda: ran.append(r))
-        times.save()
-    assert set(ran) == set(range(measured.RUNS))
-    assert times.counts == {"ops_measured": 0, "ops_from_cache": 1}
-    rows = json.loads(cache.read_text())
-    assert list(rows) == [WHERE.place]
-    assert rows[WHERE.place]["op, batch 1"][1] == measured.RUNS
-
-
-def test_settings_and_batches_do_not_share_times(cache):
-    first = OpTimes.opened(WHERE)
-    first.microseconds("op", lambda: lambda: None)
-    first.save()
-    for other in (Setting("cpu", "float32", 2, 1), Setting("cpu", "float64", 1, 1)):
-        assert OpTimes.opened(other).rows == {}
-    other = OpTimes.opened(Setting("cpu", "float32", 1, 8))
-    other.microseconds("op", lambda: lambda: None)
-    assert other.counts == {"ops_measured": 1, "ops_from_cache": 0}
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[1, 2]",
-        '{"x": 3}',
-        "null",
-        "\x00\xff",
-        json.dumps({WHERE.place: {"op, batch 1": [-1.0, 3]}}),
-        json.dumps({WHERE.place: {"op, batch 1": ["fast", 3]}}),
-        json.dumps({WHERE.place: {"op, batch 1": [math.inf, 3]}}),
-        json.dumps({WHERE.place: {"op, batch 1": 3}}),
-    ],
-)
-def test_a_damaged_cache_is_measured_again_and_mended(cache, text):
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_text(text, encoding="latin-1")
-    times = OpTimes.opened(WHERE)
-    assert times.microseconds("op", lambda: lambda: None) > 0
-    assert times.counts["ops_measured"] == 1
-    times.save()
-    row = json.loads(cache.read_text())[WHERE.place]["op, batch 1"]
-    assert row[0] > 0
-    assert row[1] == 1
+# ---- the cache --------------------------------------------------------------------
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(fastvit, folder, cache):
@@ -352,3 +299,69 @@ def test_a_batch_that_the_model_does_not_take(fastvit, folder, net):
     result = fastvit("fuse", "fixed.pt2", "--tune", "--batch", "2")
     assert result.code == 2
     assert "fixes its batch size" in result.error
+
+
+# ---- profile -----------------------------------------------------------------------
+
+
+def test_profile_shows_the_tuned_form_beside_the_others(fastvit, clock):
+    clock(stacked_is_fast, fast_if_stacked)
+    backends = ("--backend", "eager", "--backend", "onnxruntime")
+    result = fastvit(
+        "profile",
+        "tuned.py:build",
+        "--tune",
+        *backends,
+        "--seconds",
+        0,
+        "--layers",
+        3,
+        "--json",
+        "-",
+    )
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert document["models"][0]["tune"]["kept"] == "tuned"
+    rows = {(r["form"], r["backend"]): r for r in document["measurements"]}
+    assert rows["tuned", "eager"]["equal"]
+    assert rows["tuned", "eager"]["milliseconds"] > 0
+    assert (
+        rows["tuned", "onnxruntime"]["skipped"] == "the tuned form is a plan for torch"
+    )
+    assert set(document["layers"][0]["forms"]) == {"train", "fused", "tuned"}
+    assert document["layers"][0]["regions"]
+    assert "1 conv stacked" in " ".join(result.err.split())
+
+
+def test_profile_says_when_the_default_plan_stays(fastvit, clock):
+    clock(stacked_is_fast)
+    words = ("--backend", "eager", "--seconds", 0, "--json", "-")
+    result = fastvit("profile", "tuned.py:build", "--tune", *words)
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert {row["form"] for row in document["measurements"]} == {"train", "fused"}
+    assert any("the default plan stays" in note for note in document["notes"])
+
+
+def test_profile_of_a_fused_file_has_nothing_to_tune(fastvit, net):
+    assert fastvit("fuse", net, "-o", "n.safetensors").code == 0
+    words = ("--backend", "eager", "--seconds", 0, "--json", "-")
+    result = fastvit("profile", "n.safetensors", "--tune", *words)
+    assert result.code == 0, result.err
+    notes = json.loads(result.out)["notes"]
+    assert "n.safetensors: only a model before fusion can be tuned" in notes
+
+
+def test_the_command_that_makes_the_tuned_form_says_what_it_was_tuned_for():
+    from fastvit_cli import advice
+    from fastvit_cli.cells import Cell
+
+    def cell(form: str, milliseconds: float) -> Cell:
+        time = timing.Timing(milliseconds, 0.0, milliseconds, 5)
+        return Cell("net", form, "eager", "float32", 1, time, error_ratio=1.0)
+
+    rows = [cell("train", 9.0), cell("fused", 5.0), cell("tuned", 3.0)]
+    words = {"fused": [], "tuned": ["--tune", "--threads", "2"]}
+    (advised,) = advice.advise(rows, words)
+    assert advised.cell.form == "tuned"
+    assert advised.command == "fastvit fuse net -o net-tuned.pt2 --tune --threads 2"
