@@ -8,7 +8,8 @@ keeps the channels apart.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 from torch import Tensor
 from torch.fx import Node
@@ -135,8 +136,13 @@ def _block_of_split(op: Op, bundle: Node, index: int) -> Lifted:
 
 def _known(op: Op, bundle: Node) -> list[Facts]:
     """The facts in which the split could be evaluated, the example's first."""
-    others = [f for f in op.facts.elsewhere if isinstance(f.values.get(bundle), tuple)]
+    others = [f for f in op.facts.elsewhere if _is_several(f.values.get(bundle))]
     return [op.facts, *others]
+
+
+def _is_several(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether it is what a split returns: a tuple, or an ATen operator's list."""
+    return isinstance(value, (tuple, list))
 
 
 def _place(
@@ -144,7 +150,7 @@ def _place(
 ) -> tuple[int, int, int, int] | None:
     """(axis, start, size, total) of one block of a split."""
     blocks, whole = facts.values.get(bundle), facts.values.get(source)
-    if not isinstance(whole, Tensor) or not isinstance(blocks, (tuple, list)):
+    if not isinstance(whole, Tensor) or not _is_several(blocks):
         return None
     shapes = [tuple(b.shape) for b in blocks if isinstance(b, Tensor)]
     axes = [

@@ -9,7 +9,7 @@ that branch to another source, and later sums would no longer share one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -30,7 +30,7 @@ MOST_TERMS = 4
 # A concat has a term for each of its parts at least.
 MOST_STACKED = 8
 # How many candidates a value keeps, by their number of terms.
-BEAM: Mapping[int, int] = {0: 1, 1: 6, 2: 4, 3: 2, **dict.fromkeys(range(4, 9), 1)}
+BEAM: Mapping[int, int] = {0: 1, 1: 6, 2: 6, 3: 2, **dict.fromkeys(range(4, 9), 1)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _keep_few(found: list[Meaning]) -> tuple[Meaning, ...]:
 def _affine_candidates(node: Node, own: Affine, search: _Search) -> list[Meaning]:
     found: list[Meaning] = []
     options = [search.options(source) for source, _ in own.parts]
-    for choice in product(*options):
+    for choice in _nearest_first(options):
         meaning = _combine(node, own, choice, search)
         if isinstance(meaning, Refusal):
             search.refuse(node, meaning)
@@ -121,6 +121,19 @@ def _affine_candidates(node: Node, own: Affine, search: _Search) -> list[Meaning
             operands = (source for source, _ in own.parts)
             found.append(_past(zip(operands, choice), meaning))
     return found
+
+
+def _nearest_first(
+    options: Sequence[Sequence[Meaning]],
+) -> Iterator[tuple[Meaning, ...]]:
+    """One meaning for each operand, those that go back least over all operands first.
+
+    In the order of `product` the few that are kept would all have the first operand as
+    it is.
+    """
+    numbered = [tuple(enumerate(meanings)) for meanings in options]
+    choices = sorted(product(*numbered), key=lambda choice: sum(i for i, _ in choice))
+    return (tuple(meaning for _, meaning in choice) for choice in choices)
 
 
 def _most_terms(meaning: Meaning) -> int:

@@ -65,6 +65,7 @@ class _Selection:
     )
     dearer: set[Node] = field(default_factory=set[Node])
     settled: set[object] = field(default_factory=set[object])
+    macs: dict[object, float] = field(default_factory=dict[object, float])
 
     def plan_of(self, node: Node) -> Plan:
         """The ops of a value that are not settled yet."""
@@ -152,15 +153,34 @@ def _take_cheapest(node: Node, own: float, state: _Selection) -> None:
     best_plan = state.union(node.all_input_nodes)
     best_plan[node] = own
     best_cost, best = sum(best_plan.values()), None
+    best_size = _size(best_plan, state)
     for index, meaning in enumerate(state.composed.candidates.get(node, ())):
         plan = state.union(meaning.sources)
         plan.update(_meaning_ops(node, index, meaning, state))
         total = sum(plan.values())
-        if total < best_cost * (1 - 1e-9):
-            best_plan, best_cost, best = plan, total, meaning
+        size = _size(plan, state)
+        worth = state.prices.known is not None or _is_worth(size, best_size)
+        if total < best_cost * (1 - 1e-9) and worth:
+            best_plan, best_cost, best, best_size = plan, total, meaning, size
         elif total > best_cost and _really_merges(node, meaning):
             state.dearer.add(node)
     state.plans[node], state.choice[node] = best_plan, best
+
+
+def _size(plan: Plan, state: _Selection) -> tuple[int, float]:
+    """How many ops a plan runs, and their multiplications."""
+    ops = [op for op, price in plan.items() if price > 0.0]
+    return len(ops), sum(state.macs.get(op, 0.0) for op in ops)
+
+
+def _is_worth(size: tuple[int, float], other: tuple[int, float]) -> bool:
+    """Whether a cheaper plan may be taken: more ops have to save multiplications.
+
+    A conv over a concat costs nominally more than two convs and a sum, which move fewer
+    bytes; what an op costs differs too much between runtimes to rely on that. Measured
+    costs are relied on.
+    """
+    return size[0] <= other[0] or size[1] < other[1] * (1 - 1e-9)
 
 
 def _really_merges(node: Node, meaning: Meaning) -> bool:
@@ -284,6 +304,7 @@ def _own_cost(node: Node, state: _Selection) -> float:
         return cost.elementwise_cost((numbers + state.numbers[source]) / 2)
     work = Work(numbers / map.out_channels, state.numbers[source] / map.in_channels)
     read = state.facts.shape(source)
+    state.macs[node] = cost.map_macs(map, work)
     return state.prices.map(map, work, map.out_channels, read)
 
 
@@ -332,30 +353,41 @@ def _sum_ops(
         if isinstance(term.map, Diagonal) and term.map.is_identity:
             continue
         carried = True
-        ops[label, place] = _term_cost(term, meaning, result, state)
+        work = _work(term, result[0], state)
+        ops[label, place] = _term_cost(term, meaning, (work, *result), state)
+        state.macs[label, place] = cost.map_macs(term.map, work)
     for extra in range(len(meaning.terms) - 1 + (not carried)):
         ops[label, "add", extra] = state.prices.add(*result)
     return ops
 
 
+def _source(term: Term) -> Node:
+    """What a term's map reads."""
+    return term.before[-1].node if term.before else term.source
+
+
+def _work(term: Term, numbers: float, state: _Selection) -> Work:
+    """Where a term's map runs: before a mean or a resize, at its input's size."""
+    map = term.map
+    inner = next((s.node.all_input_nodes[0] for s in term.after if s.computes), None)
+    outputs = numbers if inner is None else state.numbers.get(inner, numbers)
+    inputs = state.numbers.get(_source(term), NOMINAL_NUMBERS)
+    if isinstance(map, Diagonal):
+        return Work(outputs, inputs)
+    return Work(outputs / map.out_channels, inputs / map.in_channels)
+
+
 def _term_cost(
     term: Term,
     meaning: Meaning,
-    result: tuple[float, Shape | None],
+    size: tuple[Work, float, Shape | None],
     state: _Selection,
 ) -> float:
+    """What a term's map costs; `size` is its work and its result's numbers, shape."""
     map = term.map
-    computing = [step for step in term.after if step.computes]
     if isinstance(map, Diagonal):
-        return state.prices.elementwise(*result)
+        return state.prices.elementwise(*size[1:])
     if isinstance(map, Window) and not map.fixed:
         return inf  # nothing proves the number of channels: a conv would fix it
-    size = result[0] / map.out_channels
-    if computing:  # the map runs before a mean or a resize, at its input's size
-        inner = computing[0].node.all_input_nodes[0]
-        size = state.numbers.get(inner, result[0]) / map.out_channels
-    source = term.before[-1].node if term.before else term.source
-    inputs = state.numbers.get(source, NOMINAL_NUMBERS) / map.in_channels
-    work = Work(size, inputs)
-    read = state.facts.shape(source)
-    return state.prices.map(map, work, meaning.channels or map.channels, read)
+    read = state.facts.shape(_source(term))
+    return state.prices.map(map, size[0], meaning.channels or map.channels, read)

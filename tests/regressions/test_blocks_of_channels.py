@@ -122,6 +122,19 @@ def test_a_concat_that_is_read_twice_stays():
     assert left(check(net, SIZES).model) == {"conv": 2, "norm": 1, "cat": 1, "add": 1}
 
 
+def test_a_conv_over_a_concat_is_not_split_in_two():
+    """Two convs and a sum move fewer bytes, and are one op more."""
+
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        both = torch.cat([s.a(x).relu(), s.b(x).relu()], 1)
+        return s.norm(s.after(both))
+
+    layers = {"a": same(4, 16, 1), "b": same(4, 16, 3), "after": same(32, 4, 1)}
+    net = Net(body, **layers, norm=nn.BatchNorm2d(4))
+    fused = check(net, images(4, (64, 64), (7, 9))).model
+    assert left(fused) == {"conv": 3, "norm": 0, "cat": 1, "add": 0}
+
+
 # ---- split and slice ---------------------------------------------------------------
 
 SPLITS = {
@@ -131,6 +144,20 @@ SPLITS = {
     "slices": lambda y: (y[:, :4], y[:, -4:]),
     "narrow": lambda y: (y.narrow(1, 0, 4), torch.narrow(y, 1, 4, 4)),
 }
+
+
+PARTS = {
+    "chunk": lambda y: y.chunk(2, -1)[0],
+    "aten.chunk": lambda y: torch.ops.aten.chunk.default(y, 2, -1)[0],
+    "aten.tensor_split": lambda y: torch.ops.aten.tensor_split.sections(y, 2, 3)[0],
+    "aten.split": lambda y: torch.ops.aten.split.Tensor(y, 2, -1)[1],
+}
+
+
+@pytest.mark.parametrize("spelling", PARTS)
+def test_a_part_of_the_width_is_one_of_any_width(spelling):
+    """ATen's splits return a list, and were taken for the example's size alone."""
+    check(Net(lambda s, x: PARTS[spelling](x * 2) * s.p, p=torch.tensor(3.0)), SIZES)
 
 
 @both_doors

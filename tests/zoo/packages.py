@@ -8,7 +8,7 @@ install (`extra`), never skipped in silence.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -72,11 +72,14 @@ def _timm(name: str) -> Built:
     import timm
 
     model = timm.create_model(name).eval()
-    channels, height, width = model.pretrained_cfg["input_size"]
+    return model, (_smallest_image(model, model.pretrained_cfg["input_size"]),)
+
+
+def _smallest_image(model: nn.Module, size: Sequence[int]) -> Tensor:
+    """An image of `SIDE`, or of the model's own size (C, H, W) where it has to be."""
+    channels, height, width = size
     small = torch.randn(1, channels, min(height, SIDE), min(width, SIDE))
-    if _takes(model, small):
-        return model, (small,)
-    return model, (torch.randn(1, channels, height, width),)
+    return small if _takes(model, small) else torch.randn(1, *size)
 
 
 def _takes(model: nn.Module, image: Tensor) -> bool:
@@ -134,12 +137,12 @@ def _pytorchcv_names() -> Iterator[tuple[str, str]]:
 def _pytorchcv(name: str) -> Built:
     from pytorchcv.model_provider import get_model
 
-    model = get_model(name, pretrained=False)
+    model = get_model(name, pretrained=False).eval()
     size = getattr(model, "in_size", (224, 224))
     channels = getattr(model, "in_channels", 3)
     if isinstance(size, int):  # an audio net
         return model, (torch.randn(1, channels, size),)
-    return model, (torch.randn(1, channels, *size),)
+    return model, (_smallest_image(model, (channels, *size)),)
 
 
 def _smp_names() -> Iterator[tuple[str, str]]:

@@ -83,6 +83,8 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
         return {"status": "too large", "params": parameters}
     model, inputs = PACKAGES[package].build(name)
     parameters = sum(p.numel() for p in model.parameters())
+    if parameters > MOST_PARAMETERS:
+        return {"status": "too large", "params": parameters}
     model = model.eval() if package in TRAINED else randomise(model)
     with torch.no_grad():
         model(*inputs)
