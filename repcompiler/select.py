@@ -13,22 +13,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import inf, prod
 
 from torch.fx import Graph, Node
 
-from repcompiler import blocks, cost
-from repcompiler.affine import Diagonal, Meaning, Step, Term, Window
+from repcompiler.affine import Meaning
 from repcompiler.compose import Composed
-from repcompiler.cost import Known, Prices, Work
+from repcompiler.cost import Known, Prices
 from repcompiler.facts import Facts
 from repcompiler.lift import Affine, Bundle, Carry, Lifted, Opaque, Stack
-from repcompiler.partial import Shape
-
-# The nominal image, where no example input gives sizes.
-NOMINAL_NUMBERS = 224.0 * 224.0 * 3
-
-Plan = dict[object, float]
+from repcompiler.pricing import Ops as Plan
+from repcompiler.pricing import Pricing
 
 
 @dataclass(frozen=True)
@@ -54,18 +48,14 @@ class Selected:
 
 @dataclass
 class _Selection:
-    graph: Graph
     composed: Composed
-    facts: Facts
-    prices: Prices
-    numbers: dict[Node, float] = field(default_factory=dict[Node, float])
+    pricing: Pricing
     plans: dict[Node, Plan] = field(default_factory=dict[Node, Plan])
     choice: dict[Node, Meaning | None] = field(
         default_factory=dict[Node, Meaning | None]
     )
     dearer: set[Node] = field(default_factory=set[Node])
     settled: set[object] = field(default_factory=set[object])
-    macs: dict[object, float] = field(default_factory=dict[object, float])
 
     def plan_of(self, node: Node) -> Plan:
         """The ops of a value that are not settled yet."""
@@ -93,34 +83,34 @@ def select(
     between are kept instead.
     """
     prices = Prices(known, facts.samples)
+    pricing = Pricing.of(graph, composed.lifted, facts, prices)
     forced = {node for node in graph.nodes if _is_forced(node, composed)}
-    best = _choose(graph, composed, facts, forced, prices)
+    best = _choose(graph, composed, pricing, forced)
     for _ in range(4):
         shared = _recomputed(best, composed) - forced
         if not shared:
             break
         forced |= shared
-        other = _choose(graph, composed, facts, forced, prices)
+        other = _choose(graph, composed, pricing, forced)
         if other.cost_after >= best.cost_after:
             break
         best = other
     if best.cost_after > best.cost_before:
-        return _choose(graph, composed, facts, set(graph.nodes), prices)
+        return _choose(graph, composed, pricing, set(graph.nodes))
     return best
 
 
 def _choose(
-    graph: Graph, composed: Composed, facts: Facts, forced: set[Node], prices: Prices
+    graph: Graph, composed: Composed, pricing: Pricing, forced: set[Node]
 ) -> Selected:
-    state = _Selection(graph, composed, facts, prices)
+    state = _Selection(composed, pricing)
     before = 0.0
     for node in graph.nodes:
-        state.numbers[node] = _numbers(node, state)
         if not _is_affine(node, composed):
             state.plans[node] = state.union(node.all_input_nodes)
             _settle(state, node)
             continue
-        own = _own_cost(node, state)
+        own = state.pricing.own(node)
         before += own
         _take_cheapest(node, own, state)
         if node in forced:
@@ -129,7 +119,9 @@ def _choose(
     chosen = {n: m for n in graph.nodes if n in live and (m := state.choice.get(n))}
     after = sum(_realised_cost(node, state) for node in graph.nodes if node in live)
     grown = frozenset(
-        n for n in chosen if _realised_cost(n, state) > _own_cost(n, state) * (1 + 1e-9)
+        n
+        for n in chosen
+        if _realised_cost(n, state) > state.pricing.own(n) * (1 + 1e-9)
     )
     dearer = frozenset(state.dearer)
     return Selected(chosen, frozenset(live), dearer, before, after, grown)
@@ -153,24 +145,18 @@ def _take_cheapest(node: Node, own: float, state: _Selection) -> None:
     best_plan = state.union(node.all_input_nodes)
     best_plan[node] = own
     best_cost, best = sum(best_plan.values()), None
-    best_size = _size(best_plan, state)
+    best_size = state.pricing.size(best_plan)
     for index, meaning in enumerate(state.composed.candidates.get(node, ())):
         plan = state.union(meaning.sources)
-        plan.update(_meaning_ops(node, index, meaning, state))
+        plan.update(state.pricing.ops(node, index, meaning))
         total = sum(plan.values())
-        size = _size(plan, state)
-        worth = state.prices.known is not None or _is_worth(size, best_size)
+        size = state.pricing.size(plan)
+        worth = state.pricing.prices.known is not None or _is_worth(size, best_size)
         if total < best_cost * (1 - 1e-9) and worth:
             best_plan, best_cost, best, best_size = plan, total, meaning, size
         elif total > best_cost and _really_merges(node, meaning):
             state.dearer.add(node)
     state.plans[node], state.choice[node] = best_plan, best
-
-
-def _size(plan: Plan, state: _Selection) -> tuple[int, float]:
-    """How many ops a plan runs, and their multiplications."""
-    ops = [op for op, price in plan.items() if price > 0.0]
-    return len(ops), sum(state.macs.get(op, 0.0) for op in ops)
 
 
 def _is_worth(size: tuple[int, float], other: tuple[int, float]) -> bool:
@@ -192,8 +178,8 @@ def _realised_cost(node: Node, state: _Selection) -> float:
         return 0.0
     meaning = state.choice.get(node)
     if meaning is None:
-        return _own_cost(node, state)
-    return sum(_meaning_ops(node, 0, meaning, state).values())
+        return state.pricing.own(node)
+    return sum(state.pricing.ops(node, 0, meaning).values())
 
 
 def _live(graph: Graph, state: _Selection) -> set[Node]:
@@ -261,133 +247,3 @@ def _operands(own: Lifted, lifted: Mapping[Node, Lifted]) -> tuple[Node, ...]:
         read = own.step.node.all_input_nodes[0]
         return (read if isinstance(lifted.get(read), Bundle) else own.source,)
     return () if isinstance(own, Opaque) else (own.source,)
-
-
-# ---- sizes and costs of ops --------------------------------------------------------
-
-
-def _numbers(node: Node, state: _Selection) -> float:
-    """Numbers in one sample of the value: every size but the batch."""
-    shape = state.facts.shape(node)
-    if shape is not None and len(shape) > 1 and None not in shape:
-        return float(prod(size or 1 for size in shape[1:]))
-    own = state.composed.lifted.get(node)
-    if isinstance(own, Affine) and own.parts:
-        source, map = own.parts[0]
-        stride = map.stride if isinstance(map, Window) else 1
-        size = state.numbers.get(source, NOMINAL_NUMBERS) / stride
-        if isinstance(map, Window):
-            return size * map.out_channels / map.in_channels
-        return size
-    inputs = [state.numbers[i] for i in node.all_input_nodes if i in state.numbers]
-    return max(inputs, default=NOMINAL_NUMBERS)
-
-
-def _own_cost(node: Node, state: _Selection) -> float:
-    """What the op costs as it was."""
-    own = state.composed.lifted[node]
-    numbers, shape = state.numbers[node], state.facts.shape(node)
-    if isinstance(own, Carry):
-        return _step_cost(own.step, state)
-    if isinstance(own, Bundle):
-        return 0.0
-    if isinstance(own, Stack):
-        return state.prices.elementwise(numbers, shape)
-    if not isinstance(own, Affine):
-        return cost.LAUNCH
-    if len(own.parts) != 1:
-        return state.prices.add(numbers, shape) * (len(own.parts) - 1)
-    source, map = own.parts[0]
-    if isinstance(map, Diagonal):
-        return state.prices.elementwise(numbers, shape)
-    if own.weightless:
-        return cost.elementwise_cost((numbers + state.numbers[source]) / 2)
-    work = Work(numbers / map.out_channels, state.numbers[source] / map.in_channels)
-    read = state.facts.shape(source)
-    state.macs[node] = cost.map_macs(map, work)
-    return state.prices.map(map, work, map.out_channels, read)
-
-
-def _step_cost(step: Step, state: _Selection) -> float:
-    if not step.computes:
-        return 0.0
-    numbers = state.numbers.get(step.node, NOMINAL_NUMBERS)
-    source = step.node.all_input_nodes[0]
-    return cost.elementwise_cost((numbers + state.numbers.get(source, numbers)) / 2)
-
-
-def _meaning_ops(
-    node: Node, index: int, meaning: Meaning, state: _Selection
-) -> dict[object, float]:
-    """The ops that make a value from the sources of one of its meanings."""
-    numbers, shape = state.numbers[node], state.facts.shape(node)
-    parts, whole = blocks.partition(meaning)
-    if not parts:
-        return _sum_ops((node, index), meaning, (numbers, shape), state)
-    joining = state.prices.elementwise(numbers, shape)
-    ops: dict[object, float] = {(node, index, "cat"): joining}
-    channels = meaning.channels or sum(part.channels or 0 for part in parts)
-    for place, part in enumerate(parts):
-        share = numbers * (part.channels or 0) / channels
-        ops.update(_sum_ops((node, index, place), part, (share, None), state))
-    if whole:
-        rest = Meaning(whole, None, meaning.axis, meaning.channels)
-        ops.update(_sum_ops((node, index, "rest"), rest, (numbers, shape), state))
-        ops[node, index, "join"] = state.prices.add(numbers, shape)
-    return ops
-
-
-def _sum_ops(
-    label: tuple[object, ...],
-    meaning: Meaning,
-    result: tuple[float, Shape | None],
-    state: _Selection,
-) -> dict[object, float]:
-    """The ops of a sum, of which `result` is (numbers, shape where it is known)."""
-    ops: dict[object, float] = {}
-    carried = meaning.bias is None
-    for place, term in enumerate(meaning.terms):
-        for step in (*term.before, *term.after):
-            if step.computes:
-                ops[label, place, step] = _step_cost(step, state)
-        if isinstance(term.map, Diagonal) and term.map.is_identity:
-            continue
-        carried = True
-        work = _work(term, result[0], state)
-        ops[label, place] = _term_cost(term, meaning, (work, *result), state)
-        state.macs[label, place] = cost.map_macs(term.map, work)
-    for extra in range(len(meaning.terms) - 1 + (not carried)):
-        ops[label, "add", extra] = state.prices.add(*result)
-    return ops
-
-
-def _source(term: Term) -> Node:
-    """What a term's map reads."""
-    return term.before[-1].node if term.before else term.source
-
-
-def _work(term: Term, numbers: float, state: _Selection) -> Work:
-    """Where a term's map runs: before a mean or a resize, at its input's size."""
-    map = term.map
-    inner = next((s.node.all_input_nodes[0] for s in term.after if s.computes), None)
-    outputs = numbers if inner is None else state.numbers.get(inner, numbers)
-    inputs = state.numbers.get(_source(term), NOMINAL_NUMBERS)
-    if isinstance(map, Diagonal):
-        return Work(outputs, inputs)
-    return Work(outputs / map.out_channels, inputs / map.in_channels)
-
-
-def _term_cost(
-    term: Term,
-    meaning: Meaning,
-    size: tuple[Work, float, Shape | None],
-    state: _Selection,
-) -> float:
-    """What a term's map costs; `size` is its work and its result's numbers, shape."""
-    map = term.map
-    if isinstance(map, Diagonal):
-        return state.prices.elementwise(*size[1:])
-    if isinstance(map, Window) and not map.fixed:
-        return inf  # nothing proves the number of channels: a conv would fix it
-    read = state.facts.shape(_source(term))
-    return state.prices.map(map, size[0], meaning.channels or map.channels, read)
