@@ -202,7 +202,7 @@ def _run(job: Job, screen: Screen, verbose: bool) -> None:
     Raises:
         JobFailed: the fused model is not equal.
     """
-    from fastvit_cli import fusing, render, sources
+    from fastvit_cli import fusing, render, savings, sources
 
     with screen.working(job.model) as stage:
         stage("load")
@@ -214,6 +214,9 @@ def _run(job: Job, screen: Screen, verbose: bool) -> None:
             document = _document(loaded, fused)
             verdict = report.equivalence
             equal = verdict.ok or not job.verify
+            if equal and any(path.suffix == ".html" for path in job.reports):
+                stage("time every op")
+                savings.fill_in(document, loaded, fused, job.capture)
             if equal:
                 _write(job, loaded, fused, document, stage)
     render.fusion(screen.people, loaded, report, document, verbose=verbose)

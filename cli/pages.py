@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastvit_cli import charts, drawing, machine, tune_view
 from fastvit_cli.render import group, human, relative
 
+SMALLEST = 1e-17  # the least error that has a bar
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -18,11 +21,16 @@ def fusion(document: dict[str, Any], report: Any) -> str:
         document: the JSON of `fastvit fuse`.
         report: the compiler's report that it was made from.
     """
+    times = {
+        id(region): row.get("milliseconds")
+        for region, row in zip(report.regions, document["regions"])
+    }
     stages = [
         {
             "name": stage,
-            "regions": [_region(region) for region in regions],
+            "regions": [_region(r, times[id(r)]) for r in regions],
             "ops": sum(r.ops.before - r.ops.after for r in regions),
+            "saved": _saved([times[id(r)] for r in regions]),
         }
         for stage, regions in group(report.regions).items()
     ]
@@ -41,6 +49,8 @@ def fusion(document: dict[str, Any], report: Any) -> str:
         stages=stages,
         reasons=sorted(reasons.items(), key=lambda item: -len(item[1])),
         tune=_tune(document.get("tune")),
+        slowest=max((x["before"] for x in times.values() if x), default=0.0),
+        saved=_saved(list(times.values())),
     )
 
 
@@ -98,7 +108,23 @@ def _layers(row: dict[str, Any], roof: dict[str, Any]) -> dict[str, Any]:
     return {**row, "forms": forms, "chart": charts.rooflines(roof, forms)}
 
 
-def _region(region: Any) -> dict[str, Any]:
+def _saved(times: Sequence[dict[str, float] | None]) -> float | None:
+    """Milliseconds saved in the regions whose time is known; None if none is."""
+    known = [row["before"] - row["after"] for row in times if row]
+    return sum(known) if known else None
+
+
+def _error_bar(exactness: float | None) -> float:
+    """An error as a length in percent, by its power of ten from 1e-17 to `EXACT`."""
+    from repcompiler.verify import EXACT
+
+    if not exactness:
+        return 0.0
+    steps = math.log10(exactness / SMALLEST) / math.log10(EXACT / SMALLEST)
+    return 100 * min(max(steps, 0.0), 1.0)
+
+
+def _region(region: Any, times: dict[str, float] | None) -> dict[str, Any]:
     changes = {
         key: _change(vars(getattr(region, key))) for key in ("ops", "params", "macs")
     }
@@ -106,6 +132,8 @@ def _region(region: Any) -> dict[str, Any]:
         "name": region.name or "(root)",
         "kind": region.kind,
         "exactness": region.exactness,
+        "error_bar": _error_bar(region.exactness),
+        "milliseconds": times,
         "before": drawing.layers(region.graph),
         "after": drawing.column(region.graph, region.added),
         "added": region.added,

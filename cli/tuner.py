@@ -10,6 +10,7 @@ default differs from itself.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,8 @@ from fastvit_cli.plans import LAYOUTS, Plan, Stage, Task
 if TYPE_CHECKING:
     from repcompiler import Tuning
 
-LEAST_GAIN = 0.01  # of the whole: what is less is noise, however quiet the machine
+LEAST_GAIN = 0.02  # of the whole: what is less is noise, however quiet the machine
+SURE = 2.0  # standard errors
 FASTER_ROUNDS = 0.75  # of the rounds that a plan has to win
 ROUNDS = (4, 9)  # at least: of the choice, of the confirmation
 
@@ -138,7 +140,7 @@ def _confirm(
     ratios = {name: timing.ratio(rounds[name], rounds["default"]) for name in calls}
     best = min(finals, key=lambda plan: ratios[plan.name])
     won = _rounds_won(rounds[best.name], rounds["default"])
-    ratio, noise = ratios[best.name], max(abs(ratios["again"] - 1), LEAST_GAIN)
+    ratio, noise = ratios[best.name], _noise(rounds, ratios["again"], best.name)
     better = ratio < 1 - noise and won >= FASTER_ROUNDS
     times = {name: timing.summarise(row).median for name, row in rounds.items()}
     document = {
@@ -179,6 +181,21 @@ def _rounds_won(ours: list[list[float]], theirs: list[list[float]]) -> float:
     """The share of rounds in which ours was faster."""
     pairs = [(statistics.median(a), statistics.median(b)) for a, b in zip(ours, theirs)]
     return sum(a < b for a, b in pairs) / len(pairs)
+
+
+def _noise(rounds: Mapping[str, list[list[float]]], again: float, best: str) -> float:
+    """By how much the ratio of two equal plans may be off 1.
+
+    The largest of how far the default is from itself, of what is uncertain about the
+    ratio (`SURE` standard errors of a median, from the median absolute deviation of the
+    rounds), and of `LEAST_GAIN`.
+    """
+    pairs = zip(rounds[best], rounds["default"])
+    ratios = [statistics.median(a) / statistics.median(b) for a, b in pairs]
+    middle = statistics.median(ratios)
+    deviation = 1.4826 * statistics.median(abs(ratio - middle) for ratio in ratios)
+    error = 1.2533 * deviation / math.sqrt(len(ratios))
+    return max(abs(again - 1), SURE * error, LEAST_GAIN)
 
 
 def _why(better: bool, ratio: float, noise: float, won: float) -> str:

@@ -59,6 +59,22 @@ constant = 3
 """
 
 
+ASKS = """
+from torch import nn
+
+class Asks(nn.Module):
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        y = self.body(x)
+        return -y if float(y.sum()) > 1e9 else y
+"""
+
+
 @dataclass(frozen=True)
 class Result:
     """How one run of the command ended."""
@@ -112,6 +128,13 @@ def net(folder) -> str:
     """A MODEL that builds in no time, from a file in the working directory."""
     (folder / "net.py").write_text(textwrap.dedent(NET))
     return "net.py:build"
+
+
+@pytest.fixture
+def asks(folder) -> str:
+    """A MODEL that asks for its values, so that only its parts have a graph."""
+    (folder / "asks.py").write_text(ASKS)
+    return "asks.py:Asks"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fastvit_cli import drawing
+from fastvit_cli import pages as report_pages
 from test_layers import ROOT
 
 from repcompiler.report import RegionNode
@@ -71,6 +72,41 @@ def test_the_fusion_page_shows_each_region_with_what_replaced_it(pages, folder):
         assert region["name"] in page.text
         assert [node["op"] for node in region["graph"] if node["role"] == "removed"]
     assert page.tags.count("svg") == 2 * len(report["regions"])
+
+
+def test_the_fusion_page_shows_time_and_error_of_each_region(pages, folder):
+    report = json.loads((folder / "fuse.json").read_text())
+    text = " ".join(Page(pages["fuse"]).text.split())
+    assert "Time and error by region" in text
+    for region in report["regions"]:
+        times = region["milliseconds"]
+        assert times["before"] > 0
+        assert times["after"] > 0
+        assert f"{times['before']:.3g}" in text
+        assert f"{region['exactness']:.1e}" in text
+    saved = sum(
+        r["milliseconds"]["before"] - r["milliseconds"]["after"]
+        for r in report["regions"]
+    )
+    assert f"All regions together take {saved:.3g} ms less" in text
+
+
+def test_a_report_without_a_page_times_nothing(fastvit, net, folder):
+    assert fastvit("fuse", net, "--report", "fuse.json").code == 0
+    report = json.loads((folder / "fuse.json").read_text())
+    assert all("milliseconds" not in region for region in report["regions"])
+
+
+def test_the_page_of_a_model_that_is_fused_in_parts_has_no_times(fastvit, folder, asks):
+    assert fastvit("fuse", asks, "--report", "fuse.html").code == 0
+    assert "ms less" not in (folder / "fuse.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "length"), [(None, 0), (0.0, 0), (1e-18, 0), (1e-13, 50), (1.0, 100)]
+)
+def test_bars_of_errors_go_by_powers_of_ten(error, length):
+    assert report_pages._error_bar(error) == pytest.approx(length, abs=0.01)
 
 
 def test_the_profile_page_has_each_measurement_and_the_advice(pages):

@@ -50,18 +50,6 @@ class Bare(nn.Sequential):
 def bare():
     return Bare(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
 """
-ASKS = """
-class Asks(nn.Module):
-    input_size = (3, 16, 16)
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-
-    def forward(self, x):
-        y = self.body(x)
-        return -y if float(y.sum()) > 1e9 else y
-"""
 
 
 @pytest.fixture
@@ -132,12 +120,12 @@ def test_a_faster_plan_is_kept_and_said(fastvit, folder, clock):
     assert max(map(len, result.err.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("gain", [1.0, 0.995, 1.3])
+@pytest.mark.parametrize("gain", [1.0, 0.985, 1.3])
 def test_a_plan_that_gains_no_more_than_noise_is_not(fastvit, clock, gain):
     clock(stacked_is_fast, lambda n: 1.0 if n in ("default", "again") else gain)
     found, result = tune(fastvit, "-o", "n.safetensors")
     assert found["kept"] == "default"
-    assert found["why"] == "no plan gains more than the noise of 1.0%"
+    assert found["why"] == "no plan gains more than the noise of 2.0%"
     assert "the default plan stays" in " ".join(result.err.split())
     assert not load("n.safetensors", ModelOptions()).card.tuning
 
@@ -175,10 +163,9 @@ def test_no_other_plan_is_no_choice(fastvit, clock, monkeypatch):
     assert "the default plan stays" in " ".join(result.err.split())
 
 
-def test_a_model_without_a_graph_keeps_the_default(fastvit, folder, net, clock):
+def test_a_model_without_a_graph_keeps_the_default(fastvit, asks, clock):
     clock()
-    (folder / "asks.py").write_text((folder / "net.py").read_text() + ASKS)
-    result = fastvit("fuse", "asks.py:Asks", "--tune", "--json", "-")
+    result = fastvit("fuse", asks, "--tune", "--json", "-")
     assert result.code == 0, result.err
     found = json.loads(result.out)["tune"]
     assert found["kept"] == "default"
