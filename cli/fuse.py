@@ -168,7 +168,7 @@ def fuse(
         certificate=_certificate(certificate, no_verify),
         tune=_tune(tune, batch, threads),
     )
-    _run(job, screen, verbose)
+    run(job, screen, verbose=verbose)
 
 
 def _certificate(text: str | None, no_verify: bool) -> Path | None:
@@ -196,7 +196,7 @@ def _tune(wanted: bool, batch: int | None, threads: int | None) -> TuneOptions |
     return TuneOptions(batch or 1, common.set_threads(threads)) if wanted else None
 
 
-def _run(job: Job, screen: Screen, verbose: bool) -> None:
+def run(job: Job, screen: Screen, *, verbose: bool = False) -> None:
     """Load, compile, write, and show.
 
     Raises:

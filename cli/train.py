@@ -76,7 +76,8 @@ Resume = Annotated[
 FuseAtEnd = Annotated[
     bool,
     typer.Option(
-        "--fuse-at-end", help="Fuse the best weights: fused.pt2, .onnx and fused.json."
+        "--fuse-at-end",
+        help="Fuse the best weights: fused.pt2, .onnx, and the report .json, .html.",
     ),
 ]
 Strict = Annotated[
@@ -163,9 +164,10 @@ def train(
         began = time.monotonic()
         outcome = _run(request, world, screen)
     document = _document(request, outcome, time.monotonic() - began)
-    if world.leads and outcome.signal is None:
-        _finish(request, outcome, document, screen, fuse_at_end)
-    screen.emit(document)
+    with finally_emitted(screen, document):
+        if world.leads and outcome.signal is None:
+            _finish(request, outcome, screen)
+            document["fused"] = _fuse(request, screen) if fuse_at_end else []
     if outcome.signal is not None:
         _say_stopped(request, outcome, screen)
         raise typer.Exit(128 + outcome.signal)
@@ -335,43 +337,55 @@ def _document(request: Request, outcome: Outcome, seconds: float) -> dict[str, A
     }
 
 
-def _finish(
-    request: Request,
-    outcome: Outcome,
-    document: dict[str, Any],
-    screen: Screen,
-    fuse_at_end: bool,
-) -> None:
-    """Curves, the page, the fused model and the last words."""
+def _finish(request: Request, outcome: Outcome, screen: Screen) -> None:
+    """Curves, the page and the last words."""
     from fastvit_cli import train_report, train_view
 
     with screen.working(request.model) as stage:
         stage("curves and summary")
         train_report.write(request, outcome)
     train_view.conclude(screen.people, request, outcome)
-    if fuse_at_end:
-        document["fused"] = _fuse(request, screen)
 
 
 def _fuse(request: Request, screen: Screen) -> list[str]:
-    """The best weights, fused, beside them.
+    """The best weights, fused, beside them, with the report as JSON and HTML.
 
     Raises:
-        JobFailed: the fused model is not equal; nothing of it is written.
+        JobFailed: they cannot be fused or the result is not equal; nothing is written.
     """
-    from fastvit_cli.fuse import fuse
+    from fastvit_cli import fuse
 
     folder = request.output
-    files = [str(folder / name) for name in ("fused.pt2", "fused.onnx")]
-    report = str(folder / "fused.json")
-    fuse(
-        str(folder / "best.safetensors"),
-        output=files,
-        report=[report],
-        quiet=screen.people.quiet,
-        debug=screen.debug,
+    outputs = [folder / name for name in ("fused.pt2", "fused.onnx")]
+    reports = [folder / name for name in ("fused.json", "fused.html")]
+    best = folder / "best.safetensors"
+    job = fuse.Job(
+        model=str(best),
+        options=ModelOptions(),
+        outputs=outputs,
+        reports=reports,
+        capture="auto",
+        verify=True,
+        dynamic_size=False,
     )
-    return [*files, report]
+    try:
+        fuse.run(job, replace(screen, json_target=None))
+    except Stop as error:
+        raise JobFailed(
+            "the training is complete, its best weights could not be fused: "
+            f"{str(error).rstrip('.')}.",
+            hint=error.hint or f"Try it by hand: fastvit fuse {best}.",
+        ) from error
+    return [str(path) for path in (*outputs, *reports)]
+
+
+@contextmanager
+def finally_emitted(screen: Screen, document: dict[str, Any]) -> Iterator[None]:
+    """Write the JSON after the block, however it ends: the training itself is done."""
+    try:
+        yield
+    finally:
+        screen.emit(document)
 
 
 def _say_stopped(request: Request, outcome: Outcome, screen: Screen) -> None:

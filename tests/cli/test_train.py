@@ -16,6 +16,7 @@ import torch
 from test_resume import assert_same_state
 from train_helpers import write_images
 
+import repcompiler as rc
 from fastvit.checkpoint import read_state
 
 SETTINGS = (
@@ -110,8 +111,14 @@ def test_weights_of_other_classes_get_a_new_head_said_aloud(train, fastvit, fold
 
 
 def test_fuse_at_end_leaves_the_fused_files_and_their_report(train, folder, fastvit):
-    result = train("-o", "run", "--fuse-at-end")
+    result = train("-o", "run", "--fuse-at-end", "--json", "-")
     assert result.code == 0, result.err
+    written = json.loads(result.out)["fused"]  # stdout is the JSON alone
+    names = ("fused.pt2", "fused.onnx", "fused.json", "fused.html")
+    assert written == [f"run/{name}" for name in names]
+    assert {path.name for path in (folder / "run").iterdir()} == FILES | set(names)
+    page = (folder / "run/fused.html").read_text()
+    assert "best.safetensors fused" in page
     report = json.loads((folder / "run/fused.json").read_text())
     assert report["equivalence"]["ok"]
     assert report["ops"]["after_by_type"].get("batch_norm", 0) == 0
@@ -131,6 +138,22 @@ def test_fuse_at_end_leaves_the_fused_files_and_their_report(train, folder, fast
     assert [guess["class"] for guess in tops[0]] == [g["class"] for g in tops[1]]
     refused = fastvit("eval", "data", "--model", "run/fused.onnx", "--fuse")
     assert "is an ONNX graph" in refused.error
+
+
+def test_weights_that_cannot_be_fused_are_kept_and_the_run_is_reported(
+    train, net, folder, monkeypatch
+):
+    def refused(model, **options):
+        raise rc.CaptureError("no graph", hint="Write one.")
+
+    monkeypatch.setattr(rc, "fuse", refused)
+    result = train("-o", "run", "--fuse-at-end", "--json", "j.json")
+    assert result.code == 1
+    assert "the training is complete" in result.err
+    assert "no graph. Write one." in flat(result.err)
+    document = json.loads((folder / "j.json").read_text())
+    assert document["complete"]
+    assert {path.name for path in (folder / "run").iterdir()} == FILES
 
 
 def test_tensorboard_events_are_written_where_asked_for(train, folder):
