@@ -242,9 +242,7 @@ def _cases(job: Job, reference: Runner, candidate: Runner) -> list[Case]:
 
     if job.replay:
         return check_cases.replay(job.replay)
-    narrow = reference if candidate.dynamic_batch else candidate
-    known = narrow if narrow.recorded or narrow is reference else reference
-    maker = replace(narrow, card=known.card)
+    maker = check_cases.maker_of(reference, candidate)
     cases = check_cases.make(maker, job.samples, job.options.seed)
     if job.data:
         cases += check_cases.from_images(job.data, maker, job.samples)

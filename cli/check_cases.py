@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,13 @@ class Maker:
         return (pixels - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(
             shape
         )
+
+
+def maker_of(reference: Runner, candidate: Runner) -> Runner:
+    """Whose inputs both are asked: the one with the fewest sizes, the best known."""
+    narrow = reference if candidate.dynamic_batch else candidate
+    known = narrow if narrow.recorded or narrow is reference else reference
+    return replace(narrow, card=known.card)
 
 
 def make(runner: Runner, samples: int, seed: int) -> list[Case]:

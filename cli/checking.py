@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastvit_cli import comparing, origins, seeing
+from fastvit_cli import check_cases, comparing, origins, seeing
 from fastvit_cli.check_cases import Case
 from fastvit_cli.comparing import Finding
 from fastvit_cli.console import Stage
@@ -92,6 +92,22 @@ class Outcome:
             "seconds": self.seconds,
             "notes": list(self.notes),
         }
+
+
+def ask(
+    reference: Runner,
+    candidate: Runner,
+    *,
+    samples: int,
+    seed: int,
+    limit: float | None = None,
+    stage: Stage = lambda stage: None,
+) -> Outcome:
+    """What `fastvit check` does once both are loaded, with no option about inputs."""
+    candidate = comparing.in_terms_of(reference, candidate)
+    maker = check_cases.maker_of(reference, candidate)
+    cases = check_cases.make(maker, samples, seed)
+    return decide(reference, candidate, cases, limit, stage)
 
 
 def decide(

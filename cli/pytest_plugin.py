@@ -63,7 +63,7 @@ def assert_equal(
         samples, max_error_ratio, input_size, seed: as the command's options.
     """
     __tracebackhide__ = True
-    from fastvit_cli import check_cases, check_view, checking, comparing
+    from fastvit_cli import check_view, checking
     from fastvit_cli.builders import ModelOptions
     from fastvit_cli.check import Job
     from fastvit_cli.errors import Stop
@@ -73,11 +73,8 @@ def assert_equal(
         reference = _runner(model, inputs, options)
         other = _fused(reference) if candidate is None else candidate
         judged = _runner(other, inputs or reference.inputs, options)
-        judged = comparing.in_terms_of(reference, judged)
-        narrow = reference if judged.dynamic_batch else judged
-        cases = check_cases.make(narrow, samples, seed)
-        outcome = checking.decide(
-            reference, judged, cases, max_error_ratio, lambda stage: None
+        outcome = checking.ask(
+            reference, judged, samples=samples, seed=seed, limit=max_error_ratio
         )
     except Stop as error:
         pytest.fail(error.line, pytrace=False)
