@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import platform
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,12 @@ SIZE = (3, 64, 64)
 SIZES = {"timm:levit_128s": (3, 224, 224)}  # its position biases are of one size
 
 
-def randomise(model: nn.Module, seed: int) -> None:
-    """Norm statistics as trained nets have them, other with each seed."""
+def randomise(model: nn.Module, size: tuple[int, ...], seed: int) -> None:
+    """Norm statistics as trained nets have them, other with each seed.
+
+    They are those of noise, moved at random: with statistics from nowhere deep nets
+    grow to 1e14, which float16 cannot hold.
+    """
     generator = torch.Generator().manual_seed(seed + 7919)
 
     def normal(value: Any, mean: float, spread: float) -> None:
@@ -65,17 +71,22 @@ def randomise(model: nn.Module, seed: int) -> None:
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(mean + spread * noise)
 
+    norms = [m for m in model.modules() if getattr(m, "running_var", None) is not None]
     with torch.no_grad():
-        for module in model.modules():
-            if getattr(module, "running_mean", None) is not None:
-                normal(module.running_mean, 0.0, 0.3)
-                noise = torch.rand(module.running_var.shape, generator=generator)
-                module.running_var.copy_(0.5 + 1.5 * noise)
-                normal(module.weight, 1.0, 0.3)
-                normal(module.bias, 0.0, 0.3)
         for name, parameter in model.named_parameters():
             if "gamma" in name or "layer_scale" in name:
                 normal(parameter, 0.0, 1.0)
+        for norm in norms:
+            normal(norm.weight, 1.0, 0.3)
+            normal(norm.bias, 0.0, 0.3)
+            norm.momentum = 1.0
+        model.train()(torch.randn((4, *size), generator=generator))
+        model.eval()
+        for norm in norms:
+            noise = torch.rand(norm.running_var.shape, generator=generator)
+            norm.running_var.mul_(0.5 + 1.5 * noise)
+            noise = torch.randn(norm.running_var.shape, generator=generator)
+            norm.running_mean.add_(0.3 * norm.running_var.sqrt() * noise)
 
 
 def load(name: str, dtype: str, seed: int) -> sources.Loaded:
@@ -83,7 +94,7 @@ def load(name: str, dtype: str, seed: int) -> sources.Loaded:
     options = ModelOptions(input_size=SIZES.get(name, SIZE), seed=seed)
     loaded = sources.load(name, options)
     assert isinstance(loaded.model, nn.Module)
-    randomise(loaded.model, seed)
+    randomise(loaded.model, options.input_size or SIZE, seed)
     wide = getattr(torch, dtype)
     inputs = runners.cast(loaded.inputs, wide)
     return replace(loaded, model=loaded.model.to(wide), inputs=inputs, dtype=dtype)
@@ -195,35 +206,37 @@ def say(row: dict[str, Any]) -> None:
         print("   ", row.get("note") or row["first"] or row["failing"], flush=True)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything, printed as it comes."""
-    rows: list[dict[str, Any]] = []
-    faults: list[dict[str, Any]] = []
-    smallest: list[dict[str, Any]] = []
+def tried(name: str, dtype: str, seed: int) -> list[dict[str, Any]]:
+    """The rows of one model, dtype and seed, or one that says what went wrong."""
+    files = dtype == "float32" and seed == 0
+    try:
+        return honest(name, dtype, seed, files=files)
+    except Exception as error:  # a model that the compiler refuses, or a bug
+        base = {"model": name, "dtype": dtype, "seed": seed, "form": ""}
+        return [{**base, "verdict": "failed", "note": summary(error)}]
+
+
+def run(options: argparse.Namespace, found: dict[str, Any]) -> Iterator[None]:
+    """Everything, printed and added to `found` as it comes."""
     for name in options.models:
-        for dtype in DTYPES:
-            for seed in range(options.seeds):
-                files = dtype == "float32" and seed == 0
-                try:
-                    made = honest(name, dtype, seed, files=files)
-                except Exception as error:
-                    base = {"model": name, "dtype": dtype, "seed": seed}
-                    note = summary(error)
-                    made = [{**base, "form": "", "verdict": "failed", "note": note}]
-                rows += made
-                for row in made:
-                    say(row)
+        for dtype, seed in itertools.product(DTYPES, range(options.seeds)):
+            rows = tried(name, dtype, seed)
+            found["honest"] += rows
+            for row in rows:
+                say(row)
         seen = visible(name)
-        smallest.append({"model": name, "outputs": seen})
+        found["smallest"].append({"model": name, "outputs": seen})
         if seen and seen["median"]:
             least = f"{seen['median']:.2%} of a median weight"
             print(f"    smallest fault that outputs show: {least}", flush=True)
+        yield
     for name in options.planted:
-        faults += planted(name)
-        for row in faults[-len(KINDS) :]:
+        rows = planted(name)
+        found["faults"] += rows
+        for row in rows:
             cells = (row["model"], row["fault"], row["place"], row["named"])
             print(*cells, "found" if row["found"] else "MISSED", sep="\t", flush=True)
-    return {"honest": rows, "smallest": smallest, "faults": faults}
+        yield
 
 
 def summarise(found: dict[str, Any]) -> dict[str, Any]:
@@ -272,17 +285,19 @@ def main() -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     print(json.dumps(header()))
-    found = run(options)
-    summary_ = summarise(found)
-    summary_["seconds"] = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    summary_["peak_mib"] = peak // 1024
-    print(json.dumps(summary_, indent=2))
-    if options.json:
-        document = {"header": header(), "summary": summary_, **found}
-        text = json.dumps(document, indent=1, default=str) + "\n"
-        Path(options.json).write_text(text, encoding="utf-8")
-    sys.exit(summary_["false_alarms"] > 0 or bool(summary_["not_run"]))
+    found: dict[str, Any] = {"honest": [], "smallest": [], "faults": []}
+    figures: dict[str, Any] = {}
+    for _ in run(options, found):
+        figures = summarise(found)
+        figures["seconds"] = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        figures["peak_mib"] = peak // 1024
+        if options.json:
+            document = {"header": header(), "summary": figures, **found}
+            text = json.dumps(document, indent=1, default=str) + "\n"
+            Path(options.json).write_text(text, encoding="utf-8")
+    print(json.dumps(figures, indent=2))
+    sys.exit(bool(figures["false_alarms"] or figures["not_run"]))
 
 
 if __name__ == "__main__":

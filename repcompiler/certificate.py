@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from repcompiler.certify import FORMAT, bound_of, digest, fingerprint
+from repcompiler.certify import FORMAT, digest, fingerprint
+from repcompiler.certops import FUNCTIONS, bound_of
 from repcompiler.facts import fetch
 from repcompiler.regions import Rewrite, fused_form
 from repcompiler.state import State
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ADAPTIVE = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -47,8 +50,12 @@ def _sizes(state: State) -> list[list[int | None]]:
 def _region(region: Rewrite, state: State) -> dict[str, Any]:
     assert state.rewritten is not None
     fused = state.rewritten.module
+    assert state.facts is not None
+    sizes = [state.facts.shape(source) for source in region.meaning.sources]
+    known = [[n for n in size if n is not None] for size in sizes if size is not None]
+    ranks = [-1 if size is None else len(size) for size in sizes]
     try:
-        ops = _ops(region, state)
+        ops = _ops(region, state) if list(map(len, known)) == ranks else None
     except NotImplementedError:
         ops = None  # its layout ops depend on sizes that are known at run time only
     tensors = _tensors(ops or (), fused)
@@ -71,7 +78,7 @@ def _region(region: Rewrite, state: State) -> dict[str, Any]:
         "axis": region.meaning.axis,
         "dtype": str(dtype).removeprefix("torch."),
         "exactness": state.exactness.get(region.value),
-        "bound": None if ops is None else bound_of(ops, tensors, dtype),
+        "bound": None if ops is None else bound_of(ops, tensors, dtype, known),
     }
 
 
@@ -136,17 +143,23 @@ def _op(
     kwargs = {key: _plain(value, labels) for key, value in node.kwargs.items()}
     if node.op == "call_module":
         return _layer(form.get_submodule(str(node.target)), name, args)
-    target: Any = node.target
-    if node.op == "call_function":
-        target = getattr(target, "__name__", "")
-        if target not in ("pad", "add", "mul", "addcmul", "flatten", "transpose"):
-            raise NotImplementedError
-    if node.op == "call_method" and kwargs:
+    target = _function_name(node)
+    if target not in FUNCTIONS:
         raise NotImplementedError
-    return {"op": str(target), "args": args, "kwargs": kwargs}
+    return {"op": target, "args": args, "kwargs": kwargs}
+
+
+def _function_name(node: Node) -> str:
+    """The name that torch, the method and ATen have in common."""
+    if isinstance(node.target, OpOverload):
+        return node.target.overloadpacket.__name__
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _layer(layer: nn.Module, name: str, args: list[Any]) -> dict[str, Any]:
+    pooled = _weightless(layer, args)
+    if pooled is not None:
+        return pooled
     row: dict[str, Any] = {"args": args, "weight": f"{name}.weight", "bias": None}
     if getattr(layer, "bias", None) is not None:
         row["bias"] = f"{name}.bias"
@@ -166,6 +179,26 @@ def _layer(layer: nn.Module, name: str, args: list[Any]) -> dict[str, Any]:
     if spread:
         row["output_padding"] = list(layer.output_padding)
     return row
+
+
+def _weightless(layer: nn.Module, args: list[Any]) -> dict[str, Any] | None:
+    """A layout op, a mean or a resize that is written as a module."""
+    rest: list[Any] | None = None
+    kwargs: dict[str, Any] = {}
+    name = type(layer).__name__
+    if isinstance(layer, nn.Flatten):
+        name, rest = "flatten", [layer.start_dim, layer.end_dim]
+    elif isinstance(layer, nn.Unflatten):
+        name, rest = "unflatten", [layer.dim, list(layer.unflattened_size)]
+    elif isinstance(layer, _ADAPTIVE):
+        name, rest = f"adaptive_avg_pool{name[-2]}d", [_plain(layer.output_size, {})]
+    elif isinstance(layer, nn.Upsample):
+        name, rest = "interpolate", []
+        keys = ("size", "scale_factor", "mode", "align_corners")
+        kwargs = {key: _plain(getattr(layer, key), {}) for key in keys}
+    if rest is None:
+        return None
+    return {"op": name, "args": [*args, *rest], "kwargs": kwargs}
 
 
 def _plain(arg: Any, labels: Mapping[Node, str]) -> Any:

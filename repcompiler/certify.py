@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-FORMAT = "fastvit-repcompiler/certificate/1"
+from repcompiler.certops import bound_of, run_ops
+
+FORMAT = "fastvit-repcompiler/certificate/2"
 # What composing in float64 and folding constants may cost beside the one rounding.
 SLACK = 1e-9
 SCALES = (0.0, 1.0, 1e4)
-Ops = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -68,32 +68,6 @@ def digest(document: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in document.items() if key != "digest"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def bound_of(
-    ops: Ops, tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> float | None:
-    """γ(n + 1) for the longest sum in the ops; None where n·u reaches 1.
-
-    One more for the kernel's own rounding; every pad, view and constant is exact.
-    """
-    length = 1
-    for op in ops:
-        if op.get("weight") is not None:
-            kernel = tensors[op["weight"]]
-            length += _fan_in(op, kernel) + (op["bias"] is not None)
-        elif op["op"] in ("add", "mul", "addcmul"):
-            length += 2 if op["op"] == "addcmul" else 1
-    unit = torch.finfo(dtype).eps / 2
-    reach = (length + 1) * unit
-    return reach / (1 - reach) if reach < 1 else None
-
-
-def _fan_in(op: Mapping[str, Any], kernel: Tensor) -> int:
-    if "transpose" not in op["op"]:
-        return math.prod(kernel.shape[1:])
-    # (I, O / groups, *taps): each output sums over the inputs of its group, all taps.
-    return kernel.shape[0] // op["groups"] * math.prod(kernel.shape[2:])
 
 
 def check_digest(document: Mapping[str, Any]) -> str:
@@ -180,7 +154,9 @@ def _check_region(
     if ops is None:
         return _with(base, open="its layout depends on sizes known at run time")
     dtype = getattr(torch, row["dtype"])
-    bound = bound_of(ops, candidate, dtype)
+    sources = [recorder.nodes[name] for name in row["reference"]["sources"]]
+    sizes = [recorder.env[source].shape for source in sources]
+    bound = bound_of(ops, candidate, dtype, sizes)
     if bound != row["bound"]:
         said = f"its bound is {bound}, not {row['bound']}"
         return _with(base, problem=said)
@@ -274,64 +250,3 @@ def _original(
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), env.__getitem__)
         env[node] = getattr(recorder, node.op)(node.target, args, kwargs)
     return env[recorder.nodes[row["reference"]["value"]]]
-
-
-def run_ops(
-    ops: Ops,
-    sources: Sequence[Tensor],
-    tensors: Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype = torch.float64,
-    absolute: bool = False,
-) -> Tensor:
-    """The ops of a region on its sources; `absolute` with |A| and |b| for A and b."""
-    made: list[Tensor] = []
-
-    def held(name: str | None) -> Tensor | None:
-        if name is None:
-            return None
-        value = tensors[name].detach().cpu().to(dtype)
-        return value.abs() if absolute else value
-
-    def value(arg: Any) -> Any:
-        if isinstance(arg, str) and arg[:1] in "so" and arg[1:].isdigit():
-            return (sources if arg[0] == "s" else made)[int(arg[1:])]
-        return [value(item) for item in arg] if isinstance(arg, list) else arg
-
-    for op in ops:
-        args = [value(arg) for arg in op.get("args", ())]
-        if op["op"] == "constant":
-            result = held(op["constant"])
-        elif op.get("weight") is not None:
-            result = _layer(op, args[0], held(op["weight"]), held(op["bias"]))
-        else:
-            result = _function(op["op"], args, op["kwargs"])
-        assert result is not None
-        made.append(result)
-    return made[-1] if made else sources[0]
-
-
-def _layer(
-    op: Mapping[str, Any], x: Tensor, weight: Any, bias: Tensor | None
-) -> Tensor:
-    if op["op"] == "linear":
-        return F.linear(x, weight, bias)
-    if "transpose" in op["op"]:
-        settings = [
-            op[key] for key in ("stride", "padding", "output_padding", "groups")
-        ]
-        return getattr(F, op["op"])(x, weight, bias, *settings, op["dilation"])
-    padding = op["padding"]
-    if op["mode"] != "zeros":
-        x = F.pad(x, [p for p in reversed(padding) for _ in range(2)], op["mode"])
-        padding = 0
-    rest = (op["stride"], padding, op["dilation"], op["groups"])
-    return getattr(F, op["op"])(x, weight, bias, *rest)
-
-
-def _function(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    if name == "pad":
-        return F.pad(*args, **kwargs)
-    if name in ("add", "mul", "addcmul"):
-        return getattr(torch, name)(*args, **kwargs)
-    return getattr(args[0], name)(*args[1:], **kwargs)

@@ -86,8 +86,11 @@ def test_verify_report_cost_errors_and_reasons_import_no_stage():
 
 
 def test_certificates_are_checked_without_the_compiler():
-    path = ROOT / "repcompiler" / "certify.py"
-    assert roots(path) <= {"torch", *sys.stdlib_module_names}
+    top, own = ROOT / "repcompiler", {"certify", "certops"}
+    for name in own:
+        path = top / f"{name}.py"
+        assert roots(path) <= {"torch", "repcompiler", *sys.stdlib_module_names}
+        assert siblings(path) <= own
 
 
 def test_errors_and_reasons_import_nothing_of_the_compiler():

@@ -14,7 +14,8 @@ from fastvit_cli.sources import Loaded
 from torch import nn
 
 import repcompiler as rc
-from repcompiler.certify import bound_of, check_digest, digest, run_ops
+from repcompiler.certify import check_digest, digest
+from repcompiler.certops import bound_of, run_ops
 
 INPUT = (2, 4, 9, 9)
 
@@ -140,18 +141,22 @@ def test_another_candidate_or_reference_is_named(case):
 
 def test_the_bound_counts_every_term_of_the_longest_sum():
     kernel, bias = torch.ones(2, 3, 3, 3), torch.ones(2)
+    layer = {"op": "conv2d", "stride": 1, "padding": [1, 1], "dilation": 1}
+    layer |= {"groups": 1, "mode": "zeros", "args": ["s0"], "weight": "w", "bias": "b"}
     ops = [
-        {"op": "conv2d", "args": ["s0"], "weight": "w", "bias": "b", "groups": 1},
-        {"op": "add", "args": ["o0", "s0"], "kwargs": {}},
+        layer,
+        {"op": "narrow", "args": ["s0", 1, 0, 2], "kwargs": {}},
+        {"op": "add", "args": ["o0", "o1"], "kwargs": {}},
     ]
     unit = torch.finfo(torch.float32).eps / 2
-    # 27 products and a bias, one add, one rounding of the kernel and of the sum.
-    reach = (27 + 1 + 1 + 2) * unit
-    found = bound_of(ops, {"w": kernel, "b": bias}, torch.float32)
+    # 27 products summed, a bias, one rounding of the kernel, one add.
+    reach = (27 + 1 + 1 + 1) * unit
+    held = {"w": kernel, "b": bias}
+    found = bound_of(ops, held, torch.float32, [(1, 3, 5, 5)])
     assert found == pytest.approx(reach / (1 - reach))
     long = {"w": torch.ones(1, 300), "b": bias}
     linear = [{"op": "linear", "args": ["s0"], "weight": "w", "bias": None}]
-    assert bound_of(linear, long, torch.bfloat16) is None
+    assert bound_of(linear, long, torch.bfloat16, [(2, 300)]) is None
 
 
 def test_ops_are_run_as_torch_runs_them():
