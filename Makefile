@@ -27,6 +27,7 @@ zoo: $(TEST)
 
 bench: $(TEST)
 	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/recommended.py
 	$(BIN)/python benchmarks/fuse_cost.py
 	$(BIN)/python benchmarks/op_counts.py
 
