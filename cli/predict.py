@@ -10,7 +10,7 @@ from fastvit_cli import options as common
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import open_screen
-from fastvit_cli.errors import BadInput, one_line
+from fastvit_cli.errors import BadInput
 
 if TYPE_CHECKING:
     from fastvit_cli.judging import Classifier
@@ -90,7 +90,7 @@ def predict(
         first = unreadable[0]
         rest = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         raise BadInput(
-            f"{first['image']}{rest} cannot be read: {first['reason']}.",
+            f"{first['image'] or repr('')}{rest} cannot be read: {first['reason']}.",
             hint="The other images were predicted." if rows else "Name image files.",
         )
 
@@ -102,6 +102,7 @@ def read_all(
     from PIL import Image
 
     from fastvit.data import MODES, evaluation_transform
+    from fastvit.images import as_mode, why_unreadable
 
     transform = evaluation_transform(classifier.preprocessing)
     mode = MODES.get(classifier.preprocessing.input_size[0], "RGB")
@@ -110,10 +111,9 @@ def read_all(
     for name in names:
         try:
             with Image.open(Path(name)) as picture:
-                good.append((name, transform(picture.convert(mode))))
+                good.append((name, transform(as_mode(picture, mode))))
         except Exception as error:  # decoders raise whatever damage leads them to
-            reason = getattr(error, "strerror", None) or one_line(str(error), 160)
-            bad.append({"image": name, "reason": reason.rstrip(".")})
+            bad.append({"image": name, "reason": why_unreadable(error)})
     return good, bad
 
 

@@ -310,7 +310,7 @@ def _recipe(
         elif name is not None and name.endswith(".toml"):
             recipe = read_recipe(name)
         else:
-            recipe = recipe_for(name or "imagenet", bare)
+            recipe = recipe_for("imagenet" if name is None else name, bare)
         return with_settings(recipe, settings)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from fastvit.errors import DataError
+from fastvit.images import why_unreadable
 
 _TRIES = 100  # unreadable images in a row, before the data set counts as broken
 
@@ -188,8 +189,7 @@ def _read(source: ImageSource, index: int) -> tuple[Image.Image, int] | Problem:
     try:
         return source.read(index)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Problem(source.name(index), reason[:200])
+        return Problem(source.name(index), why_unreadable(error))
 
 
 def collate(samples: Sequence[tuple[Any, ...]]) -> Batch:

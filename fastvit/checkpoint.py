@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastvit.errors import CheckpointError, ResumeError
 from fastvit.recipe_files import from_toml
@@ -127,6 +127,24 @@ def check_same_run(path: Path, state: dict[str, Any], recipe: Recipe) -> None:
         raise ResumeError(
             f"{path} was made with another recipe: {'; '.join(changed[:5])}.",
             hint="Leave --recipe and --set out, or start in another folder.",
+        )
+
+
+def check_same_model(path: Path, state: dict[str, Any], model: nn.Module) -> None:
+    """Refuse to go on with another model.
+
+    Raises:
+        ResumeError: its parameters and buffers differ in name or shape.
+    """
+    old, new = state["model"], model.state_dict()
+    shapes = [{name: tuple(v.shape) for name, v in have.items()} for have in (old, new)]
+    if shapes[0] != shapes[1]:
+        names = shapes[0].keys() | shapes[1].keys()
+        other = sorted(n for n in names if shapes[0].get(n) != shapes[1].get(n))
+        raise ResumeError(
+            f"{path} holds another model: {len(other)} of {len(names)} tensors differ, "
+            f"{other[0]} first.",
+            hint="Name the --model and --model-arg that the run was started with.",
         )
 
 

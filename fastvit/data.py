@@ -21,6 +21,7 @@ from torch import Tensor
 from fastvit.batches import ImageSource
 from fastvit.config import Preprocessing
 from fastvit.errors import DataError, RecipeError
+from fastvit.images import mend_posterise
 from fastvit.recipes import Augment
 from fastvit.schemes import TimmImages, open_scheme, scheme_of
 from fastvit.shards import ShardImages, same_numbers
@@ -63,8 +64,14 @@ def open_splits(
     if scheme_of(data):
         return _scheme_splits(data, root, names, mode)
     base = _folder(data)
-    places = [_split_folder(base, kind) for kind in ("train", "val")]
+    kinds = ("train", "val")
+    places = [_split_folder(base, *pair) for pair in zip(kinds, names, strict=True)]
     classes = class_folders(places[0])
+    if len(classes) < 2:
+        raise DataError(
+            f"{places[0]} has one class, {classes[0]}: there is nothing to tell apart.",
+            hint="Make one sub-folder a class, two or more.",
+        )
     theirs = class_folders(places[1])
     _same_classes(data, (places[0].name, places[1].name), classes, theirs)
     sources = [open_folder(place, classes, mode) for place in places]
@@ -99,6 +106,8 @@ def open_for_evaluation(
             names = classes or tuple(str(number) for number in range(count))
             return source.with_classes(names)
         return source
+    if split is not None and not split.strip():
+        raise DataError("--split is empty.", hint="Name a sub-folder of DATA.")
     place = _evaluation_folder(_folder(data), split)
     own = class_folders(place)
     known = bool(classes) and set(own) <= set(classes)
@@ -112,6 +121,7 @@ def open_folder(place: Path, classes: tuple[str, ...], mode: str) -> TimmImages:
         DataError: a class folder holds no image, or only folders.
     """
     mapping = {name: index for index, name in enumerate(classes)}
+    _refuse_nested(place)
     try:
         dataset = create_dataset(
             "", root=str(place), class_map=mapping, search_split=False
@@ -126,14 +136,28 @@ def open_folder(place: Path, classes: tuple[str, ...], mode: str) -> TimmImages:
     present = class_folders(place)
     empty = [name for name in present if not counts[mapping[name]]]
     if empty:
-        deep = any(entry.is_dir() for entry in (place / empty[0]).iterdir())
         raise DataError(
             f"{place}: {_count(empty, 'class')} without images ({_some(empty)}).",
-            hint="Class folders hold images, not folders."
-            if deep
-            else "Add images (.png, .jpg, .jpeg) or remove the folder.",
+            hint="Add images (.png, .jpg, .jpeg) or remove the folder.",
         )
     return source
+
+
+def _refuse_nested(place: Path) -> None:
+    """See that class folders hold no folders, of which timm takes some and not others.
+
+    It follows links as well: one that leads back up would be read forty times over.
+
+    Raises:
+        DataError: one does.
+    """
+    for name in class_folders(place):
+        for entry in os.scandir(place / name):
+            if entry.is_dir() and not entry.name.startswith("."):
+                raise DataError(
+                    f"{entry.path} is a folder inside a class folder.",
+                    hint="Class folders hold images, not folders: move or remove it.",
+                )
 
 
 def class_folders(place: Path) -> tuple[str, ...]:
@@ -170,7 +194,7 @@ def training_transform(
         "re_mode": augment.erase_mode,
     }
     try:
-        return create_transform(**options)
+        transform = create_transform(**options)
     except Exception as error:  # timm parses the text with asserts and lookups
         raise RecipeError(
             f"auto_augment={augment.auto_augment} is no policy that timm can read: "
@@ -178,6 +202,8 @@ def training_transform(
             hint="As rand-m9-mstd0.5-inc1, augmix-m3-w3, original, v0, or empty for "
             "none.",
         ) from error
+    mend_posterise(transform)
+    return transform
 
 
 def evaluation_transform(
@@ -251,11 +277,14 @@ def _evaluation_folder(base: Path, split: str | None) -> Path:
     )
 
 
-def _split_folder(base: Path, kind: str) -> Path:
-    for name in _FOLDERS[kind]:
+def _split_folder(base: Path, kind: str, asked: str) -> Path:
+    """The folder of a split: that of the recipe's name, or of a usual one."""
+    usual = _FOLDERS[kind]
+    names = usual if asked in usual else (asked,)
+    for name in names:
         if (base / name).is_dir():
             return base / name
-    wanted = " or ".join(f"{name}/" for name in _FOLDERS[kind])
+    wanted = " or ".join(f"{name}/" for name in names)
     found = sorted(entry.name for entry in base.iterdir() if entry.is_dir())
     raise DataError(
         f"{base} has no {wanted}.",

@@ -89,7 +89,7 @@ def build_teacher(
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecipeError(
-            f"the teacher {name} has no weights: {reason}.",
+            f"the teacher {name} has no weights: {reason.rstrip('.')}.",
             hint="timm downloads them; or give --set teacher_weights=FILE.",
         ) from error
     if own:

@@ -250,15 +250,14 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
         "workers": 0,
         "checkpoint_updates": 0,
         "keep_best": 1,
-        "seed": 0,
     }
     not_negative = (
-        *("lr", "warmup_lr", "min_lr", "weight_decay", "clip_grad"),
+        *("lr", "weight_decay", "clip_grad"),
         *("color_jitter", "mixup", "cutmix", "checkpoint_minutes"),
     )
     shares = (
         *("hflip", "erase_prob", "mix_prob", "mix_switch_prob", "smoothing"),
-        *("alpha", "ema"),
+        "alpha",
     )
     choices = {
         "amp": ("auto", "off", "float16", "bfloat16"),
@@ -268,7 +267,8 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
         "erase_mode": ("const", "rand", "pixel"),
         "interpolation": ("bicubic", "bilinear", "nearest", "random"),
     }
-    crop = get("crop_scale")
+    crop, ratio = get("crop_scale"), get("crop_ratio")
+    rates = {"min_lr": get("min_lr"), "warmup_lr": get("warmup_lr")}
     return {
         **{key: (get(key) >= n, f"{n} or more") for key, n in at_least.items()},
         **{key: (0 <= get(key) < float("inf"), "0 or more") for key in not_negative},
@@ -278,7 +278,20 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
             0 <= get("warmup_epochs") < get("epochs"),
             f"0 or more and below epochs, which is {get('epochs')}",
         ),
-        "temperature": (get("temperature") > 0, "above 0"),
+        **{
+            key: (
+                0 <= rate <= get("lr"),
+                f"0 or more and at most lr, which is {get('lr')}",
+            )
+            for key, rate in rates.items()
+        },
+        "seed": (0 <= get("seed") < 2**63, "0 or more and below 2^63"),
+        "ema": (0 <= get("ema") < 1, "in [0, 1)"),
+        "temperature": (0 < get("temperature") < float("inf"), "above 0"),
+        "layer_scale_init": (
+            abs(get("layer_scale_init") or 0) < float("inf"),
+            "a finite number",
+        ),
         "drop_path": (0 <= (get("drop_path") or 0) < 1, "in [0, 1)"),
         "crop_pct": (0 < (get("crop_pct") or 1) <= 1, "in (0, 1]"),
         "crop_scale": (
@@ -286,8 +299,7 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
             "two rising shares in (0, 1]",
         ),
         "crop_ratio": (
-            len(get("crop_ratio")) == 2
-            and 0 < get("crop_ratio")[0] <= get("crop_ratio")[1],
+            len(ratio) == 2 and 0 < ratio[0] <= ratio[1] < float("inf"),
             "two rising ratios above 0",
         ),
     }

@@ -16,6 +16,7 @@ from timm.data import create_dataset
 
 from fastvit.batches import ImageSource
 from fastvit.errors import DataError
+from fastvit.images import as_mode
 from fastvit.shardlists import find_shards
 from fastvit.shards import index_shards
 from fastvit.streams import StreamImages
@@ -50,10 +51,10 @@ class TimmImages:
         """The image, all of it decoded, and its class."""
         if self._reader is None:  # torchvision's give images
             image, target = self.dataset[index]
-            return image.convert(self.mode), int(target)
+            return as_mode(image, self.mode), int(target)
         content, target, *_ = self._reader[index]
         with content:
-            return Image.open(content).convert(self.mode), int(target)
+            return as_mode(Image.open(content), self.mode), int(target)
 
     def name(self, index: int) -> str:
         """The path of the image, or its index."""
@@ -140,8 +141,9 @@ def _check_packages(data: str, scheme: str) -> None:
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         names = " ".join(name.replace("_", "-") for name in missing)
+        verb = "are" if len(missing) > 1 else "is"
         raise DataError(
-            f"{data} needs {' and '.join(missing)}, which is not installed.",
+            f"{data} needs {' and '.join(missing)}, which {verb} not installed.",
             hint=f"pip install {names}",
         )
 

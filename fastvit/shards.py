@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastvit.errors import DataError
+from fastvit.images import as_mode
 from fastvit.shardlists import Shards
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -72,7 +73,7 @@ class ShardImages:
             file.seek(row.offset)
             content = io.BytesIO(file.read(row.size))
         with Image.open(content) as image:
-            return image.convert(self.mode), row.target
+            return as_mode(image, self.mode), row.target
 
     def name(self, index: int) -> str:
         """The archive and the sample in it."""

@@ -24,6 +24,7 @@ from fastvit.batches import (
 from fastvit.checkpoint import (
     LAST,
     Position,
+    check_same_model,
     check_same_run,
     read_state,
     write_state,
@@ -151,6 +152,7 @@ def _resume(run: _Run) -> None:
         raise ResumeError(
             f"{path} was trained on other classes.", hint="Name the same DATA."
         )
+    check_same_model(path, state, run.engine.model)
     for text in _differences(run, state):
         run.listener.noted(text)
     run.position = Position(**state["position"])

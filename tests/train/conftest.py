@@ -38,6 +38,7 @@ def run(splits, tmp_path):
         recipe: Recipe, name: str = "run", listener: Recorder | None = None, **options
     ) -> tuple[Recorder, Outcome]:
         folder = tmp_path / name
+        model = options.pop("model", first)
         folder.mkdir(exist_ok=True)
         job = Job(
             recipe,
@@ -48,6 +49,6 @@ def run(splits, tmp_path):
             **options,
         )
         listener = listener or Recorder()
-        return listener, train(copy.deepcopy(first), job, listener)
+        return listener, train(copy.deepcopy(model), job, listener)
 
     return run

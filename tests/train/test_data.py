@@ -39,6 +39,19 @@ def test_classes_are_numbered_in_the_order_of_their_names(tmp_path):
             assert f"/{splits.class_names[target]}/" in source.name(index)
 
 
+def test_splits_of_a_folder_may_have_names_of_their_own(images):
+    (images / "val").rename(images / "held")
+    splits = open_splits(str(images), names=("train", "held"))
+    assert "/held/" in splits.val.name(0)
+    with pytest.raises(DataError, match="has no other/"):
+        open_splits(str(images), names=("train", "other"))
+
+
+def test_an_empty_name_of_a_split_is_said(images):
+    with pytest.raises(DataError, match="--split is empty"):
+        open_for_evaluation(str(images), split="")
+
+
 def remove(images, *names):
     for name in names:
         shutil.rmtree(images / name)
@@ -59,6 +72,14 @@ WRONG = {
             or (d / "x").rename(d / "train/c/deep")
         ),
         "Class folders hold images, not folders",
+    ),
+    "loop": (
+        lambda d: (d / "train/a/up").symlink_to(d / "train"),
+        "train/a/up is a folder inside a class folder",
+    ),
+    "one class": (
+        lambda d: remove(d, "train/a", "train/b", "val/a", "val/b"),
+        "has one class, c: there is nothing to tell apart",
     ),
     "no classes": (
         lambda d: remove(d, "train/a", "train/b", "train/c"),

@@ -138,6 +138,12 @@ WRONG = {
     "crop_scale=1,0.5": "two rising shares",
     "mix_prob=1.1": "in [0, 1]",
     "drop_path=1": "in [0, 1)",
+    "min_lr=2": "min_lr is 2.0, it must be 0 or more and at most lr, which is 0.001",
+    "warmup_lr=-1": "warmup_lr is -1.0, it must be 0 or more",
+    "ema=1": "ema is 1.0, it must be in [0, 1)",
+    "seed=9223372036854775808": "0 or more and below 2^63",
+    "crop_ratio=1,inf": "two rising ratios",
+    "layer_scale_init=nan": "layer_scale_init is nan, it must be a finite number",
     "epochs=3": "warmup_epochs is 5, it must be 0 or more and below epochs",
 }
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from torch.utils._pytree import tree_flatten
-from train_helpers import Recorder, small
+from train_helpers import Recorder, Tiny, small
 
 from fastvit import checkpoint
 from fastvit.errors import CheckpointError, Diverged, ResumeError
@@ -137,6 +137,12 @@ def test_another_recipe_does_not_continue_a_run(run):
     with pytest.raises(ResumeError, match=r"lr was 0\.02, is 0\.01"):
         run(small(epochs=1, warmup_epochs=0, lr=0.01), resume=True)
     run(small(epochs=1, warmup_epochs=0, workers=1, keep_best=2), resume=True)
+
+
+def test_another_model_does_not_continue_a_run(run):
+    run(small(epochs=1, warmup_epochs=0))
+    with pytest.raises(ResumeError, match=r"another model: 6 of 8 tensors differ"):
+        run(small(epochs=1, warmup_epochs=0), resume=True, model=Tiny(width=4))
 
 
 def test_a_damaged_checkpoint_is_refused_in_words(run, tmp_path):
