@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SHOWN = 8  # epochs under the bar
 NOTES = 5  # skipped images that are named as they come; the file has all
+WIDEST, NARROWEST = 20, 6  # the bar, characters
 COLUMNS = ("epoch", "train_loss", "val_loss", "top1", "top5", "images_per_second")
 
 
@@ -138,39 +139,55 @@ class Lively(Plain):
         self.best: dict[str, Any] | None = None
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=WIDEST),
             TextColumn("{task.fields[facts]}"),
             console=out,
             auto_refresh=False,
         )
+        self.facts: list[str] = []
         self.task = self.bar.add_task("starting", total=None, facts="")
         self.live = Live(self, console=out, refresh_per_second=4, transient=True)
 
     def __rich__(self) -> Group:
+        self._fit()
         return Group(self._table(), self.bar) if self.rows else Group(self.bar)
 
+    def _fit(self) -> None:
+        """Fit the line to the terminal as it is now: a shorter bar, then less said."""
+        task = self.bar.tasks[0]
+        room = self.out.width - len(task.description) - 2
+        facts = list(self.facts)
+        while len(facts) > 2 and len("  ".join(facts)) + NARROWEST > room:
+            del facts[1]
+        text = "  ".join(facts)
+        column = self.bar.columns[1]
+        assert isinstance(column, BarColumn)
+        column.bar_width = max(NARROWEST, min(WIDEST, room - len(text)))
+        self.bar.update(self.task, facts=text)
+
     def stepped(self, moment: Moment) -> None:
-        facts = (
-            f"loss {moment.loss:.3f}  lr {moment.lr:.1e}  "
-            f"{moment.images_per_second:.0f} img/s  {clock(moment.seconds_left)} left"
-        )
-        if self.best:
-            facts += f"  best {self.best['top1']:.2f} %"
+        best = [f"best {self.best['top1']:.2f} %"] if self.best else []
+        self.facts = [  # on a narrow terminal the second one goes first
+            f"loss {moment.loss:.3f}",
+            f"lr {moment.lr:.1e}",
+            f"{moment.images_per_second:.0f} img/s",
+            *best,
+            f"{clock(moment.seconds_left)} left",
+        ]
         self.bar.update(
             self.task,
             description=f"epoch {moment.epoch}/{moment.epochs}",
             completed=moment.update,
             total=moment.updates,
-            facts=facts,
         )
 
     def evaluating(self, done: int, images: int) -> None:
+        self.facts = [f"{done}/{images} images"]
         self.bar.update(
             self.task,
             description="evaluating",
             completed=done,
             total=images,
-            facts=f"{done}/{images} images",
         )
 
     def epoch_ended(self, row: dict[str, Any], best: dict[str, Any]) -> None:
@@ -231,7 +248,7 @@ class Board:
 def listening(screen: Screen, board: bool, folder: Path) -> Iterator[Any]:
     """The listener for a run: lively on a terminal, plain lines elsewhere."""
     out = screen.progress
-    lively = out.is_terminal and not out.quiet
+    lively = out.is_terminal and not out.is_dumb_terminal and not out.quiet
     inner: Plain = Lively(out) if lively else Plain(out)
     listener: Any = Board(inner, folder) if board else inner
     with contextlib.ExitStack() as stack:
