@@ -16,6 +16,7 @@ from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import Screen, open_screen
 from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
+from fastvit_cli.ranks import joined, together
 
 if TYPE_CHECKING:
     from fastvit_cli.trainees import Trainee
@@ -173,30 +174,6 @@ def train(
         raise typer.Exit(128 + outcome.signal)
 
 
-@contextmanager
-def joined(device: str) -> Iterator[World]:
-    """The processes that torchrun started, for the time of the block.
-
-    Raises:
-        BadInput: the device cannot be used.
-        JobFailed: the processes cannot be reached.
-    """
-    from fastvit_cli import sources
-
-    from fastvit.errors import TrainingError
-    from fastvit.parallel import join_world, leave_world
-
-    sources.check_device(device)
-    try:
-        world = join_world(device)
-    except TrainingError as error:
-        raise JobFailed(error.args[0], hint=error.hint) from error
-    try:
-        yield world
-    finally:
-        leave_world()
-
-
 def _run(request: Request, world: World, screen: Screen) -> Outcome:
     """Open the data, build the model, train."""
     from fastvit_cli import train_view, trainees
@@ -205,15 +182,18 @@ def _run(request: Request, world: World, screen: Screen) -> Outcome:
     from fastvit.runfiles import check_output
     from fastvit.train import train as run_training
 
-    with screen.working(request.model) as stage, as_stops(starting=True):
-        stage("data")
-        if world.leads:
-            check_output(request.output, request.resume)
-        splits = open_data(request)
-        stage("model")
-        trainee = trainees.build(
-            request.model, request.options, request.recipe, splits.class_names
-        )
+    def start() -> tuple[Splits, Trainee]:
+        with screen.working(request.model) as stage, as_stops(starting=True):
+            stage("data")
+            if world.leads:
+                check_output(request.output, request.resume)
+            splits = open_data(request)
+            stage("model")
+            return splits, trainees.build(
+                request.model, request.options, request.recipe, splits.class_names
+            )
+
+    splits, trainee = together(world, start)
     train_view.introduce(screen.people, request, splits, trainee, world)
     job = Job(
         recipe=request.recipe,
