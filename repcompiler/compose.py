@@ -17,8 +17,10 @@ from torch.fx import Graph, Node
 
 from repcompiler import algebra, blocks, meanings
 from repcompiler.affine import (
+    Diagonal,
     Meaning,
     Refusal,
+    Step,
     Term,
     atom,
 )
@@ -45,6 +47,7 @@ class Composed:
 @dataclass
 class _Search:
     facts: Facts
+    lifted: Mapping[Node, Lifted]
     candidates: dict[Node, tuple[Meaning, ...]] = field(
         default_factory=dict[Node, tuple[Meaning, ...]]
     )
@@ -53,8 +56,16 @@ class _Search:
     )
 
     def options(self, node: Node) -> tuple[Meaning, ...]:
-        """The value as it is, then its other meanings."""
-        return (atom(node), *self.candidates.get(node, ()))
+        """The value as it is, then its other meanings.
+
+        A view costs nothing: as a source it says no more than what it is a view of.
+        """
+        others = self.candidates.get(node, ())
+        return others if others and self._is_view(node) else (atom(node), *others)
+
+    def _is_view(self, node: Node) -> bool:
+        own = self.lifted.get(node)
+        return isinstance(own, Carry) and not (own.step.computes or own.step.cuts)
 
     def refuse(self, node: Node, refusal: Refusal) -> None:
         """Remember why one way of composing at `node` is closed."""
@@ -63,13 +74,13 @@ class _Search:
 
 def compose(graph: Graph, lifted: Mapping[Node, Lifted], facts: Facts) -> Composed:
     """Candidates of every value of the graph, in one walk."""
-    search = _Search(facts)
+    search = _Search(facts, lifted)
     for node in graph.nodes:
         own = lifted.get(node, Opaque())
         if isinstance(own, Affine):
             found = _affine_candidates(node, own, search)
         elif isinstance(own, Carry):
-            found = _carried_candidates(node, own, search)
+            found = _carried_candidates(node, own.source, own.step, search)
         elif isinstance(own, Stack):
             found = _stacked_candidates(node, own, search)
         elif isinstance(own, Alias):
@@ -120,6 +131,10 @@ def _affine_candidates(node: Node, own: Affine, search: _Search) -> list[Meaning
         elif len(meaning.terms) <= _most_terms(meaning):
             operands = (source for source, _ in own.parts)
             found.append(_past(zip(operands, choice), meaning))
+    if own.step is not None:
+        # A conv before a pool is one window with it; a norm is no window.
+        carried = _carried_candidates(node, own.parts[0][0], own.step, search)
+        found += (m for m in carried if isinstance(m.terms[0].map, Diagonal))
     return found
 
 
@@ -169,14 +184,16 @@ def _combine(
     return Meaning(tuple(terms.values()), bias, axes.pop() if axes else None, channels)
 
 
-def _carried_candidates(node: Node, own: Carry, search: _Search) -> list[Meaning]:
-    found = [Meaning((Term(own.source, before=(own.step,)),))]
-    for meaning in search.candidates.get(own.source, ()):
-        carried = meanings.carry(own.step, meaning, search.facts)
+def _carried_candidates(
+    node: Node, source: Node, step: Step, search: _Search
+) -> list[Meaning]:
+    found: list[Meaning] = []
+    for meaning in search.options(source):
+        carried = meanings.carry(step, meaning, search.facts)
         if isinstance(carried, Refusal):
-            search.refuse(node, replace(carried, nodes=(node, own.source)))
+            search.refuse(node, replace(carried, nodes=(node, source)))
         else:
-            found.append(_past([(own.source, meaning)], carried))
+            found.append(_past([(source, meaning)], carried))
     return found
 
 

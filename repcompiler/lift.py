@@ -26,7 +26,8 @@ class Affine:
     """value = Σ map(input) + bias, where the bias and the maps act on `axis`.
 
     `weightless`: the op itself reads no weights (pooling, padding), so that as it
-    stands it costs what it moves.
+    stands it costs what it moves. `step`: the same op as a layout op, where it is one
+    as well (an average whose weights sum to one everywhere).
     """
 
     parts: tuple[tuple[Node, Map], ...]
@@ -34,6 +35,7 @@ class Affine:
     axis: int | None = None
     channels: int | None = None
     weightless: bool = False
+    step: Step | None = None
 
 
 @dataclass(frozen=True)

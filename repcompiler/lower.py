@@ -51,12 +51,15 @@ class Emitter:
         value_of: from a node of the captured graph to its counterpart in `graph`.
         hold: registers a module or tensor under about this name; returns its real name.
         target: dtype and device of new parameters.
+        begun: what was done to sources before a map, by source and steps, which other
+            meanings can go on from.
     """
 
     graph: Graph
     value_of: ValueOf
     hold: Holder
     target: Target
+    begun: dict[object, Node] = field(default_factory=dict[object, Node])
     added: list[Node] = field(default_factory=list[Node])
 
     def emit(self, meaning: Meaning, name: str) -> Node:
@@ -88,9 +91,7 @@ class Emitter:
     def _term(
         self, term: Term, bias: Tensor | None, meaning: Meaning, name: str
     ) -> Node:
-        value = cast(Node, self.value_of(term.source))
-        for step in term.before:
-            value = self._step(step, value)
+        value = self._begin(term)
         if isinstance(term.map, Diagonal):
             value = self._diagonal(term.map, value, bias, meaning, name)
         elif isinstance(term.map, Window):
@@ -100,6 +101,18 @@ class Emitter:
             value = self._module(name, module, value)
         for step in term.after:
             value = self._step(step, value)
+        return value
+
+    def _begin(self, term: Term) -> Node:
+        """The source, and the steps before the map; done once for all that need it."""
+        value = cast(Node, self.value_of(term.source))
+        for place, step in enumerate(term.before, start=1):
+            key = (term.source, term.before[:place])
+            if key not in self.begun:
+                self.begun[key] = self._step(step, value)
+            elif self.begun[key] not in self.added:
+                self.added.append(self.begun[key])
+            value = self.begun[key]
         return value
 
     def _window(

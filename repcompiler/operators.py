@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from repcompiler import channels, compound, layout, rules
+from repcompiler import channels, compound, layout, pools, rules
 from repcompiler.lift import Rule
 
 aten: Any = torch.ops.aten
@@ -51,7 +51,7 @@ def _attributes(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
 def _module_pool(spatial: int) -> Rule:
     names = _POOL_1D if spatial == 1 else _POOL
     attributes = _attributes(*names.split()[1:])
-    return Rule(rules.avg_pool, attributes=attributes, given={"spatial": spatial})
+    return Rule(pools.avg_pool, attributes=attributes, given={"spatial": spatial})
 
 
 _CONV_MODULE = Rule(rules.conv, attributes=_conv_attributes)
@@ -60,7 +60,7 @@ _NORM_MODULE = Rule(rules.batch_norm, attributes=_norm_attributes)
 _DROPOUT_MODULE = Rule(rules.unchanged, attributes=_attributes("training"))
 _DROPOUT = Rule(rules.unchanged, "input p training inplace", given={"training": True})
 _PAD_MODULE = Rule(
-    rules.pad, attributes=lambda module: {"pad": getattr(module, "padding")}
+    pools.pad, attributes=lambda module: {"pad": getattr(module, "padding")}
 )
 _ADD = Rule(rules.add, "input other")
 _SUB = Rule(rules.sub, "input other")
@@ -196,15 +196,15 @@ _FUNCTIONS: dict[Any, Rule] = {
     F.batch_norm: Rule(rules.batch_norm, _NORM),
     torch.batch_norm: Rule(rules.batch_norm, _ATEN_NORM),
     aten.batch_norm.default: Rule(rules.batch_norm, _ATEN_NORM),
-    F.avg_pool1d: Rule(rules.avg_pool, _POOL_1D, given={"spatial": 1}),
-    F.avg_pool2d: Rule(rules.avg_pool, _POOL, given={"spatial": 2}),
-    F.avg_pool3d: Rule(rules.avg_pool, _POOL, given={"spatial": 3}),
-    aten.avg_pool1d.default: Rule(rules.avg_pool, _POOL_1D, given={"spatial": 1}),
-    aten.avg_pool2d.default: Rule(rules.avg_pool, _POOL, given={"spatial": 2}),
-    aten.avg_pool3d.default: Rule(rules.avg_pool, _POOL, given={"spatial": 3}),
-    F.pad: Rule(rules.pad, "input pad mode value"),
-    aten.pad.default: Rule(rules.pad, "input pad mode value"),
-    aten.constant_pad_nd.default: Rule(rules.pad, "input pad value"),
+    F.avg_pool1d: Rule(pools.avg_pool, _POOL_1D, given={"spatial": 1}),
+    F.avg_pool2d: Rule(pools.avg_pool, _POOL, given={"spatial": 2}),
+    F.avg_pool3d: Rule(pools.avg_pool, _POOL, given={"spatial": 3}),
+    aten.avg_pool1d.default: Rule(pools.avg_pool, _POOL_1D, given={"spatial": 1}),
+    aten.avg_pool2d.default: Rule(pools.avg_pool, _POOL, given={"spatial": 2}),
+    aten.avg_pool3d.default: Rule(pools.avg_pool, _POOL, given={"spatial": 3}),
+    F.pad: Rule(pools.pad, "input pad mode value"),
+    aten.pad.default: Rule(pools.pad, "input pad mode value"),
+    aten.constant_pad_nd.default: Rule(pools.pad, "input pad value"),
     F.dropout: _DROPOUT,
     F.dropout2d: _DROPOUT,
     F.dropout3d: _DROPOUT,

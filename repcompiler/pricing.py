@@ -132,7 +132,8 @@ class Pricing:
         ops: Ops = {}
         carried = meaning.bias is None
         for place, term in enumerate(meaning.terms):
-            for step in (*term.before, *term.after):
+            ops.update(self._before(term))
+            for step in term.after:
                 if step.computes:
                     ops[label, place, step] = self._step(step)
             if isinstance(term.map, Diagonal) and term.map.is_identity:
@@ -143,6 +144,14 @@ class Pricing:
             self.macs[label, place] = cost.map_macs(term.map, work)
         for extra in range(len(meaning.terms) - 1 + (not carried)):
             ops[label, "add", extra] = self.prices.add(*result)
+        return ops
+
+    def _before(self, term: Term) -> Ops:
+        """What is done to a source first: the same op for every value that needs it."""
+        ops: Ops = {}
+        for place, step in enumerate(term.before, start=1):
+            if step.computes:
+                ops[term.source, term.before[:place]] = self._step(step)
         return ops
 
     def _work(self, term: Term, numbers: float) -> Work:

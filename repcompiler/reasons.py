@@ -59,7 +59,7 @@ class Reason(Enum):
     DTYPE = ("dtype", "the operands differ in dtype, or are not floating point")
     CEIL_OR_COUNT = (
         "ceil_or_count",
-        "the pooling divides by the number of inputs that are inside the border",
+        "the pooling counts what lies outside, and divides by less at the border",
     )
     OTHER_READER = (
         "other_reader",

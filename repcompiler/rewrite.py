@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -79,12 +79,14 @@ class _Draft:
         twins: from nodes of the captured graph to what computes their value here.
         fresh: new modules and tensors by provisional name.
         emitted: for each region's value, the nodes put in.
+        begun: see `Emitter`.
     """
 
     graph: Graph
     twins: dict[Node, Node]
     fresh: dict[str, nn.Module | Tensor]
     emitted: dict[Node, list[Node]]
+    begun: dict[object, Node] = field(default_factory=dict[object, Node])
 
     def hold(self, name: str, thing: nn.Module | Tensor) -> str:
         """Keep a new module or tensor; returns its provisional name."""
@@ -105,7 +107,8 @@ def _insert(draft: _Draft, region: Rewrite, target: Target) -> None:
     """Compute a region's value from its meaning, and lead its readers there."""
     twin = draft.twins[region.value]
     with draft.graph.inserting_before(twin):
-        emitter = Emitter(draft.graph, draft.twins.__getitem__, draft.hold, target)
+        value_of = draft.twins.__getitem__
+        emitter = Emitter(draft.graph, value_of, draft.hold, target, draft.begun)
         value = emitter.emit(region.meaning, region.name)
     for node in emitter.added:
         node.meta.setdefault("nn_module_stack", twin.meta.get("nn_module_stack"))

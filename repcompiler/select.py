@@ -34,8 +34,8 @@ class Selected:
         live: all values that will be computed, rewritten or not.
         dearer: values for which some candidate was exact but cost more.
         cost_before, cost_after: nominal microseconds of the affine part.
-        grown: chosen values whose ops cost more than the value's own op did, so that
-            they do the work of values between as well.
+        grown: chosen values whose ops, but for what they share, cost more than the
+            value's own op did, so that they do the work of values between as well.
     """
 
     chosen: Mapping[Node, Meaning]
@@ -117,12 +117,16 @@ def _choose(
             _settle(state, node)
     live = _live(graph, state)
     chosen = {n: m for n in graph.nodes if n in live and (m := state.choice.get(n))}
-    after = sum(_realised_cost(node, state) for node in graph.nodes if node in live)
-    grown = frozenset(
-        n
-        for n in chosen
-        if _realised_cost(n, state) > state.pricing.own(n) * (1 + 1e-9)
+    done = {n: _realised_ops(n, state) for n in graph.nodes if n in live}
+    every = {op: price for ops in done.values() for op, price in ops.items()}
+    after, times = (
+        sum(every.values()),
+        Counter(op for ops in done.values() for op in ops),
     )
+    alone = {
+        n: sum(price for op, price in done[n].items() if times[op] == 1) for n in chosen
+    }
+    grown = frozenset(n for n in chosen if alone[n] > state.pricing.own(n) * (1 + 1e-9))
     dearer = frozenset(state.dearer)
     return Selected(chosen, frozenset(live), dearer, before, after, grown)
 
@@ -147,8 +151,9 @@ def _take_cheapest(node: Node, own: float, state: _Selection) -> None:
     best_cost, best = sum(best_plan.values()), None
     best_size = state.pricing.size(best_plan)
     for index, meaning in enumerate(state.composed.candidates.get(node, ())):
+        ops = state.pricing.ops(node, index, meaning)
         plan = state.union(meaning.sources)
-        plan.update(state.pricing.ops(node, index, meaning))
+        plan.update((op, c) for op, c in ops.items() if op not in state.settled)
         total = sum(plan.values())
         size = state.pricing.size(plan)
         worth = state.pricing.prices.known is not None or _is_worth(size, best_size)
@@ -173,13 +178,14 @@ def _really_merges(node: Node, meaning: Meaning) -> bool:
     return any(source not in node.all_input_nodes for source in meaning.sources)
 
 
-def _realised_cost(node: Node, state: _Selection) -> float:
+def _realised_ops(node: Node, state: _Selection) -> Plan:
+    """The ops that a value takes in the end, beyond its sources."""
     if not _is_affine(node, state.composed):
-        return 0.0
+        return {}
     meaning = state.choice.get(node)
     if meaning is None:
-        return state.pricing.own(node)
-    return sum(state.pricing.ops(node, 0, meaning).values())
+        return {node: state.pricing.own(node)}
+    return state.pricing.ops(node, 0, meaning)
 
 
 def _live(graph: Graph, state: _Selection) -> set[Node]:

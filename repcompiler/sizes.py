@@ -3,7 +3,8 @@
 `x.shape` of a norm's output would keep the norm alive. A size question moves up to an
 earlier value that has that size for certain: through ops that keep every shape, and
 through convs for the batch, for a constant number of channels, and for positions that
-the window keeps.
+the window keeps. Where a view stands before it, the same view of the earlier value is
+asked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from repcompiler.affine import Diagonal, Window
 from repcompiler.facts import Facts, op_name
-from repcompiler.lift import Affine, Rules, lift
+from repcompiler.lift import Affine, Carry, Rules, lift
 
 
 def settle_sizes(module: GraphModule, facts: Facts, rules: Rules) -> None:
@@ -29,6 +30,8 @@ def settle_sizes(module: GraphModule, facts: Facts, rules: Rules) -> None:
             continue
         value, axis = asked
         moved = _ask(value, axis, facts, rules)
+        if not isinstance(moved, int):
+            moved = _twin_view(module, moved[0], facts, rules), axis
         if moved == (value, axis):
             continue
         _replace(module, node, moved, facts)
@@ -110,11 +113,48 @@ def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int]
         if source is None:
             break
         path.append(source)
+    return _not_absorbed(path, facts, rules), axis
+
+
+def _twin_view(module: GraphModule, value: Node, facts: Facts, rules: Rules) -> Node:
+    """The same view of an earlier value of the same shape, or else the value itself."""
+    own = lift(value, facts, rules)
+    if not isinstance(own, Carry) or own.step.computes or own.step.cuts:
+        return value
+    base = _twin_view(module, own.source, facts, rules)
+    if base is own.source:
+        base = _earliest(own.source, facts, rules)
+    if base is own.source or value.args[:1] != (own.source,):
+        return value
+    with module.graph.inserting_before(value):
+        twin = module.graph.node_copy(value, lambda n: base if n is own.source else n)
+    for known in (facts, *facts.elsewhere):
+        if value in known.values:
+            known.values[twin] = known.values[value]
+    return twin
+
+
+def _earliest(value: Node, facts: Facts, rules: Rules) -> Node:
+    """The earliest value that a chain of norms and scales makes this one from."""
+    path = [value]
+    while True:
+        own = lift(path[-1], facts, rules)
+        if not isinstance(own, Affine) or len(own.parts) != 1 or not facts.exampled:
+            break
+        source, map = own.parts[0]
+        if not isinstance(map, Diagonal) or not _same_shape(path[-1], source, facts):
+            break
+        path.append(source)
+    return _not_absorbed(path, facts, rules)
+
+
+def _not_absorbed(path: list[Node], facts: Facts, rules: Rules) -> Node:
+    """The last of the path that is no affine value with just one reader."""
     while len(path) > 1 and _sole_reader(path[-1]) is path[-2]:
         if not isinstance(lift(path[-1], facts, rules), Affine):
             break
         path.pop()
-    return path[-1], axis
+    return path[-1]
 
 
 def _sole_reader(node: Node) -> Node | None:

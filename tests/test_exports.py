@@ -168,7 +168,7 @@ PROVOKED = {
         IMAGE,
     ),
     "ceil_or_count": (
-        lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 2, 1, ceil_mode=True)),
         IMAGE,
     ),
     "other_reader": (
