@@ -8,8 +8,8 @@ steps take turns, so that other load falls on all of them; medians are printed.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -91,5 +91,11 @@ def main(rounds: int, side: int, size: int) -> None:
 
 
 if __name__ == "__main__":
-    numbers = [int(text) for text in sys.argv[1:]]
-    main(*(numbers + [10, 128, 8][len(numbers) :]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rounds", nargs="?", type=int, default=10, help="timed steps")
+    parser.add_argument("side", nargs="?", type=int, default=128, help="pixels")
+    parser.add_argument("batch", nargs="?", type=int, default=8, help="images")
+    options = parser.parse_args()
+    if min(options.rounds, options.side, options.batch) < 1:
+        parser.error("rounds, side and batch are 1 or more")
+    main(options.rounds, options.side, options.batch)

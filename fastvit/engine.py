@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
@@ -112,7 +113,9 @@ class Engine:
         options = self.recipe.optimizer
         if options.clip_grad > 0:
             self.scaler.unscale_(self.optimizer)
-            parameters = self.model.parameters()
+            # AGC is not for the classifier (Brock et al., 2021, section 4.1).
+            bare = options.clip_mode == "agc"
+            parameters = model_parameters(self.model, exclude_head=bare)
             dispatch_clip_grad(parameters, options.clip_grad, options.clip_mode)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -175,7 +178,8 @@ class Engine:
         """Go back to a state, after `done` updates of the whole run."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run was not in float16 until now
+            self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         if self.world.size == len(state["norms"]):
