@@ -97,7 +97,28 @@ def build_teacher(
     config = resolve_model_data_config(model)
     scale, shift = _renormalised(pupil, config["mean"], config["std"])
     model = model.to(device).eval().requires_grad_(False)
-    return Teacher(model, scale.to(device), shift.to(device))
+    teacher = Teacher(model, scale.to(device), shift.to(device))
+    _try(teacher, name, pupil, device)
+    return teacher
+
+
+def _try(
+    teacher: Teacher, name: str, pupil: Preprocessing, device: torch.device
+) -> None:
+    """See that the teacher takes what the pupil sees, before any training.
+
+    Raises:
+        RecipeError: it does not; many transformers take one size alone.
+    """
+    try:
+        teacher(torch.zeros(2, *pupil.input_size, device=device))
+    except Exception as error:  # each model refuses in its own way
+        size = "x".join(str(side) for side in pupil.input_size)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            f"the teacher {name} cannot take images of {size}: {reason.rstrip('.')}.",
+            hint="Choose another size with --set image_size=N, or another teacher.",
+        ) from error
 
 
 def _renormalised(

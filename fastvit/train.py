@@ -285,7 +285,10 @@ def _row(run: _Run, said: Predictions) -> Row:
         ]
     )
     if not count:
-        raise TrainingError("no validation image could be read.")
+        raise TrainingError(
+            "no validation image could be read.",
+            hint="Check that the data set was copied whole.",
+        )
     speed = run.clock.updates_per_second(at.update) * run.engine.plan.batch_size
     return {
         "epoch": at.epoch + 1,

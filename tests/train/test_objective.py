@@ -129,3 +129,15 @@ def test_no_mixing_leaves_plain_labels():
     loss = label_loss(small(smoothing=0.0).augment, False)
     expected = by_hand(LOGITS.tolist(), [0, 2])
     assert loss(LOGITS, TARGETS).item() == pytest.approx(expected)
+
+
+def test_a_teacher_that_takes_another_size_is_said_before_training(tmp_path):
+    path = tmp_path / "teacher.pth"
+    model = timm.create_model("test_vit", num_classes=3)
+    torch.save(model.state_dict(), path)
+    distill = Distill("test_vit", str(path))
+    side = model.patch_embed.img_size[0]
+    fits = Preprocessing((3, side, side), (0.5,) * 3, (0.25,) * 3, 1.0)
+    assert build_teacher(distill, 3, fits, CPU) is not None
+    with pytest.raises(RecipeError, match="test_vit cannot take images of 3x8x8"):
+        build_teacher(distill, 3, PREPROCESSING, CPU)
