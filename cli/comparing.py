@@ -122,8 +122,7 @@ def compare(models: Pair, case: Case, limit: float) -> Finding:
         return replace(base, verdict=verdict, note=f"the reference does not run: {own}")
     found = outputs_of(models.candidate, case)
     if isinstance(found, str):
-        note = f"the candidate does not run: {found}"
-        return replace(base, verdict="different", note=note)
+        return _not_run(base, models.candidate, case, found)
     problem = _misfit(own, found)
     if problem:
         return replace(base, verdict="different", note=problem)
@@ -137,6 +136,15 @@ def compare(models: Pair, case: Case, limit: float) -> Finding:
     if doubtful or (truth is own and finding.error_ratio):
         finding = _with_moved_inputs(models, case, (own, found, truth), finding, limit)
     return _with_agreement(finding, own, found)
+
+
+def _not_run(base: Finding, candidate: Runner, case: Case, why: str) -> Finding:
+    """A candidate that refuses a case; one captured at one size may refuse others."""
+    if candidate.may_refuse(case.inputs):
+        note = f"the candidate was captured at another size and refuses this one: {why}"
+        return replace(base, verdict="skipped", note=note)
+    note = f"the candidate does not run: {why}"
+    return replace(base, verdict="different", note=note)
 
 
 def outputs_of(model: Runner, case: Case) -> list[Tensor] | str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+Sizes = tuple[tuple[int | None, ...], ...]
+
+
 @dataclass(frozen=True)
 class Runner:
     """A model that can be called, whatever it was read from.
@@ -33,6 +36,8 @@ class Runner:
         recorded: the card inside a file of this project; None for everything else.
         declared: for each input its sizes, None where an axis is free; None for a
             module, which does not say.
+        captured: the same for a graph that `torch.export` captured as a module: it may
+            run at other sizes too, but need not.
         inputs: example inputs, of batch 1 where the batch is free.
         model: the module or program itself; None for ONNX.
         file: where an ONNX graph was read from.
@@ -49,7 +54,8 @@ class Runner:
     dynamic_batch: bool
     model: nn.Module | ExportedProgram | None
     call: Callable[..., Any]
-    declared: tuple[tuple[int | None, ...], ...] | None = None
+    declared: Sizes | None = None
+    captured: Sizes | None = None
     file: str = ""
     notes: tuple[str, ...] = ()
 
@@ -73,13 +79,11 @@ class Runner:
 
     def takes(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether the sizes are among those that a program or graph was written for."""
-        if self.declared is None:
-            return True
-        return all(
-            len(sizes) == value.dim()
-            and all(own in (None, size) for own, size in zip(sizes, value.shape))
-            for sizes, value in zip(self.declared, inputs)
-        )
+        return self.declared is None or _fits(self.declared, inputs)
+
+    def may_refuse(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the model was captured at other sizes, and may not run at these."""
+        return self.captured is not None and not _fits(self.captured, inputs)
 
     def in_dtype(self, dtype: torch.dtype) -> Runner | None:
         """A copy that computes in another dtype; None where that cannot be run.
@@ -133,6 +137,7 @@ def of(loaded: sources.Loaded, name: str | None = None) -> Runner:
         model=loaded.model,
         call=as_module(loaded.model),
         declared=None if is_module else _declared(loaded.model),
+        captured=_captured(loaded.model),
         notes=loaded.notes,
     )
 
@@ -149,9 +154,45 @@ def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
 
 
-def _declared(program: ExportedProgram) -> tuple[tuple[int | None, ...], ...]:
+def _fits(expected: Sizes, inputs: tuple[Tensor, ...]) -> bool:
+    return all(
+        len(sizes) == value.dim()
+        and all(own in (None, size) for own, size in zip(sizes, value.shape))
+        for sizes, value in zip(expected, inputs)
+    )
+
+
+def _declared(program: ExportedProgram) -> Sizes:
     names = set(program.graph_signature.user_inputs)
     values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    return _sizes(values)
+
+
+def _captured(model: Any) -> Sizes | None:
+    """The sizes that export left on a graph's inputs; None for any other module.
+
+    A free axis counts with the size it had, for export may have taken a branch by it;
+    only the first is a batch, and may be any.
+    """
+    graph = getattr(model, "graph", None)
+    nodes = [n for n in getattr(graph, "nodes", ()) if n.op == "placeholder"]
+    values = [getattr(node, "meta", {}).get("val") for node in nodes]
+    known = [value for value in values if hasattr(value, "shape")]
+    if not known or len(known) < len(values):
+        return None
+    free = [_sizes([value])[0][:1] for value in known]
+    return tuple(
+        (*batch, *(_hint(size) for size in value.shape[1:]))
+        for batch, value in zip(free, known)
+    )
+
+
+def _hint(size: Any) -> int | None:
+    """A size, or that of the example where it is free."""
+    return size if isinstance(size, int) else getattr(size.node, "hint", None)
+
+
+def _sizes(values: list[Any]) -> Sizes:
     return tuple(
         tuple(size if isinstance(size, int) else None for size in value.shape)
         for value in values

@@ -21,6 +21,7 @@ EXACT = 1e-12
 # Two graphs are of one origin if they share this part of their steps, or lack few.
 SHARED = 0.6
 FEW = 6
+LAYER = 2  # tensors: a fault in one layer changes its kernel and its bias
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Alignment:
 
     `pairs` leads from the twin's steps to the candidate's; `shared` is how large a part
     of the longer list they are, `apart` how many steps either list has to itself.
+    `composed` names the twin's constants that were rounded: those that fusing made.
     """
 
     pairs: Mapping[int, int]
@@ -57,17 +59,21 @@ class Alignment:
     apart: int
     tensors: int
     differences: tuple[Difference, ...]
+    composed: frozenset[str] = frozenset()
 
     @property
     def related(self) -> bool:
         """Whether the two are of one origin: most steps and most numbers are the same.
 
         Equal functions can be written with other numbers: a scale moved from one layer
-        to the next changes many of them. A fault changes few.
+        to the next changes many of them, and a fuser that composes in float32 rounds
+        most of what it makes in another way. A fault changes few.
         """
         changed = {d.place for d in self.differences if d.kind == "numbers"}
         near = self.shared >= SHARED or self.apart <= FEW
-        return near and len(self.pairs) > 0 and 2 * len(changed) <= self.tensors
+        made = len(changed & self.composed)
+        same = made <= max(len(self.composed) // 2, LAYER)
+        return near and bool(self.pairs) and same and 2 * len(changed) <= self.tensors
 
 
 def align(
@@ -97,7 +103,21 @@ def align(
     tensors = sum(len(twin[a].tensors) for a in pairs)
     shared = len(pairs) / max(len(twin), len(candidate), 1)
     apart = len(twin) + len(candidate) - 2 * len(pairs)
-    return Alignment(pairs, shared, apart, tensors, tuple(ranked))
+    composed = frozenset(_rounded(twin, pairs, exact))
+    return Alignment(pairs, shared, apart, tensors, tuple(ranked), composed)
+
+
+def _rounded(
+    twin: Sequence[Step], pairs: Mapping[int, int], exact: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """The constants of paired steps that are not their float64 form to the last bit."""
+    for index in pairs:
+        for name, own in twin[index].tensors.items():
+            wide = exact.get(name)
+            if wide is None or wide.shape != own.shape:
+                continue
+            if not torch.equal(own.detach().cpu().double(), wide.cpu().double()):
+                yield name
 
 
 def _structural(
