@@ -120,6 +120,9 @@ def compare(models: Pair, case: Case, limit: float) -> Finding:
     if isinstance(own, str):
         verdict = "not comparable" if case.strict else "skipped"
         return replace(base, verdict=verdict, note=f"the reference does not run: {own}")
+    if not own:
+        note = "the reference returns no tensor"
+        return replace(base, verdict="not comparable", note=note)
     found = outputs_of(models.candidate, case)
     if isinstance(found, str):
         return _not_run(base, models.candidate, case, found)

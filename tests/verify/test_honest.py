@@ -126,3 +126,19 @@ def test_the_origin_of_another_fusers_model_is_not_claimed():
     other = torch_fuse(copy.deepcopy(model)).eval()
     found = origins.trace(*(runners.of(loaded(m)) for m in (model, other)))
     assert found is not None and not found.related
+
+
+class Silent(nn.Module):
+    """Returns no tensor at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return "text"
+
+
+def test_models_that_return_no_tensor_are_not_called_equal():
+    model = made(Silent)
+    assert ask(model, copy.deepcopy(model)).verdict == "not comparable"
