@@ -24,6 +24,9 @@ from repcompiler.lift import Affine, Bundle, Carry, Lifted, Opaque, Stack
 from repcompiler.pricing import Ops as Plan
 from repcompiler.pricing import Pricing
 
+# Of a plan's cost: what a plan with more ops may cost at most.
+CLEARLY = 0.9
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -146,32 +149,41 @@ def _settle(state: _Selection, node: Node) -> None:
 
 
 def _take_cheapest(node: Node, own: float, state: _Selection) -> None:
-    best_plan = state.union(node.all_input_nodes)
-    best_plan[node] = own
-    best_cost, best = sum(best_plan.values()), None
-    best_size = state.pricing.size(best_plan)
+    best = state.union(node.all_input_nodes)
+    best[node] = own
+    choice = None
+    measured = state.pricing.prices.known is not None
+    for plan, meaning in _plans(node, state):
+        better = sum(plan.values()) < sum(best.values()) * (1 - 1e-9)
+        if better and (measured or _is_worth(plan, best, state.pricing)):
+            best, choice = plan, meaning
+        elif not better and _really_merges(node, meaning):
+            state.dearer.add(node)
+    state.plans[node], state.choice[node] = best, choice
+
+
+def _plans(node: Node, state: _Selection) -> list[tuple[Plan, Meaning]]:
+    """A plan for each candidate, those with the fewest ops first."""
+    found: list[tuple[Plan, Meaning]] = []
     for index, meaning in enumerate(state.composed.candidates.get(node, ())):
         ops = state.pricing.ops(node, index, meaning)
         plan = state.union(meaning.sources)
         plan.update((op, c) for op, c in ops.items() if op not in state.settled)
-        total = sum(plan.values())
-        size = state.pricing.size(plan)
-        worth = state.pricing.prices.known is not None or _is_worth(size, best_size)
-        if total < best_cost * (1 - 1e-9) and worth:
-            best_plan, best_cost, best, best_size = plan, total, meaning, size
-        elif total > best_cost and _really_merges(node, meaning):
-            state.dearer.add(node)
-    state.plans[node], state.choice[node] = best_plan, best
+        found.append((plan, meaning))
+    return sorted(found, key=lambda pair: state.pricing.size(pair[0])[0])
 
 
-def _is_worth(size: tuple[int, float], other: tuple[int, float]) -> bool:
-    """Whether a cheaper plan may be taken: more ops have to save multiplications.
+def _is_worth(plan: Plan, other: Plan, pricing: Pricing) -> bool:
+    """Whether a cheaper plan may be taken: more ops have to be clearly worth it.
 
-    A conv over a concat costs nominally more than two convs and a sum, which move fewer
-    bytes; what an op costs differs too much between runtimes to rely on that. Measured
-    costs are relied on.
+    They have to save multiplications, and a share of the cost that is beyond what
+    nominal costs can tell. Two convs and a sum nominally cost less than a conv over a
+    concat, because they move fewer bytes; runtimes differ too much for that to count.
     """
-    return size[0] <= other[0] or size[1] < other[1] * (1 - 1e-9)
+    (ops, macs), (fewest, most) = pricing.size(plan), pricing.size(other)
+    if ops <= fewest:
+        return True
+    return macs < most and sum(plan.values()) < CLEARLY * sum(other.values())
 
 
 def _really_merges(node: Node, meaning: Meaning) -> bool:
