@@ -65,7 +65,7 @@ class _Search:
 
     def _is_view(self, node: Node) -> bool:
         own = self.lifted.get(node)
-        return isinstance(own, Carry) and not (own.step.computes or own.step.cuts)
+        return isinstance(own, Carry) and own.is_view
 
     def refuse(self, node: Node, refusal: Refusal) -> None:
         """Remember why one way of composing at `node` is closed."""

@@ -45,6 +45,11 @@ class Carry:
     source: Node
     step: Step
 
+    @property
+    def is_view(self) -> bool:
+        """Whether it costs nothing and leaves nothing out."""
+        return not (self.step.computes or self.step.cuts)
+
 
 @dataclass(frozen=True)
 class Stack:

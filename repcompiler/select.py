@@ -122,15 +122,13 @@ def _choose(
     chosen = {n: m for n in graph.nodes if n in live and (m := state.choice.get(n))}
     done = {n: _realised_ops(n, state) for n in graph.nodes if n in live}
     every = {op: price for ops in done.values() for op, price in ops.items()}
-    after, times = (
-        sum(every.values()),
-        Counter(op for ops in done.values() for op in ops),
-    )
+    times = Counter(op for ops in done.values() for op in ops)
     alone = {
         n: sum(price for op, price in done[n].items() if times[op] == 1) for n in chosen
     }
     grown = frozenset(n for n in chosen if alone[n] > state.pricing.own(n) * (1 + 1e-9))
     dearer = frozenset(state.dearer)
+    after = sum(every.values())
     return Selected(chosen, frozenset(live), dearer, before, after, grown)
 
 

@@ -119,7 +119,7 @@ def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int]
 def _twin_view(module: GraphModule, value: Node, facts: Facts, rules: Rules) -> Node:
     """The same view of an earlier value of the same shape, or else the value itself."""
     own = lift(value, facts, rules)
-    if not isinstance(own, Carry) or own.step.computes or own.step.cuts:
+    if not isinstance(own, Carry) or not own.is_view:
         return value
     base = _twin_view(module, own.source, facts, rules)
     if base is own.source:
