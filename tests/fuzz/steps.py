@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from grammar import Writer
 from hypothesis import strategies as st
 from pieces import few, make_conv
@@ -94,16 +96,23 @@ def add_shared(writer: Writer) -> None:
         writer.assign(f"self.{few(writer.draw, *writer.modules)}({writer.some()})")
 
 
-def add_tied(writer: Writer) -> None:
-    """A conv and another with the very same weight."""
+def _called_conv(writer: Writer) -> tuple[str, Any] | None:
+    """A value and a conv of it that was just written; None where none could be."""
     value = writer.some()
     shape = tuple(writer.value(value).shape)
     if len(shape) < 3:
-        return
+        return None
     made = make_conv(writer.draw, shape, same=True)
     first, setup = writer.expression(made, value)
-    if writer.assign(first, setup) is None:
+    return None if writer.assign(first, setup) is None else (value, made)
+
+
+def add_tied(writer: Writer) -> None:
+    """A conv and another with the very same weight."""
+    called = _called_conv(writer)
+    if called is None:
         return
+    value, made = called
     name, twin = writer.modules[-1], writer.fresh("m")
     lines = (
         f"self.{twin} = {module_text(made)}",
@@ -115,19 +124,15 @@ def add_tied(writer: Writer) -> None:
 
 def add_weight_read(writer: Writer) -> None:
     """A conv's weight read a second time, by a function."""
-    value = writer.some()
-    shape = tuple(writer.value(value).shape)
-    if len(shape) < 3:
+    called = _called_conv(writer)
+    if called is None:
         return
-    made = make_conv(writer.draw, shape, same=True)
-    first, setup = writer.expression(made, value)
-    if writer.assign(first, setup) is None:
-        return
+    value, made = called
     weight = f"self.{writer.modules[-1]}.weight"
     shaped = few(writer.draw, weight, f"{weight}.abs()", f"{weight} * 2")
     pads, groups = [k // 2 for k in made.kernel_size], made.groups
     writer.assign(
-        f"F.conv{len(shape) - 2}d({value}, {shaped}, None, 1, {pads}, 1, {groups})"
+        f"F.conv{len(pads)}d({value}, {shaped}, None, 1, {pads}, 1, {groups})"
     )
 
 
