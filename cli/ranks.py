@@ -19,6 +19,8 @@ T = TypeVar("T")
 def joined(device: str) -> Iterator[World]:
     """The processes that torchrun started, for the time of the block.
 
+    What fails in the block is said once, also where it fails in one process alone.
+
     Raises:
         BadInput: the device cannot be used.
         JobFailed: the processes cannot be reached.
@@ -33,10 +35,36 @@ def joined(device: str) -> Iterator[World]:
         world = join_world(device)
     except TrainingError as error:
         raise JobFailed(error.args[0], hint=error.hint) from error
-    try:
+    with said_once(world):
         yield world
-    finally:
-        leave_world()
+    # Not after a failure: what others wait for cannot be ended together.
+    leave_world()
+
+
+@contextmanager
+def said_once(world: World) -> Iterator[None]:
+    """Errors of the block in one process; the others leave without a word.
+
+    Nobody is asked to take part: where one process fails, the others wait for it in
+    some collective, and only end with it. The first process speaks if it fails too.
+
+    Raises:
+        Stop: in the process that speaks, as it was raised there.
+        typer.Exit: in the others.
+    """
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        code = error.exit_code if isinstance(error, Stop) else 1
+        if not world.speaks():
+            raise typer.Exit(code) from error
+        if world.leads or not isinstance(error, Stop):
+            raise
+        raise type(error)(
+            f"process {world.rank} of {world.size}: {error.args[0]}", hint=error.hint
+        ) from error
 
 
 def together(world: World, work: Callable[[], T]) -> T:
@@ -67,3 +95,10 @@ def together(world: World, work: Callable[[], T]) -> T:
     with suppress(RuntimeError):
         world.highest(0)
     raise typer.Exit(2)
+
+
+def is_of_processes(error: RuntimeError) -> bool:
+    """Whether an error of torch is about reaching the others; gloo's have no class."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo" in str(error).lower()

@@ -16,7 +16,7 @@ from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import Screen, open_screen
 from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
-from fastvit_cli.ranks import joined, together
+from fastvit_cli.ranks import is_of_processes, joined, together
 
 if TYPE_CHECKING:
     from fastvit_cli.trainees import Trainee
@@ -262,7 +262,7 @@ def as_stops(*, starting: bool, processes: int = 1) -> Iterator[None]:
             hint="Lower it with --set micro_batch=N; the result stays the same.",
         ) from error
     except RuntimeError as error:
-        if processes == 1:
+        if processes == 1 or not is_of_processes(error):
             raise
         raise JobFailed(
             f"one of the {processes} processes died or cannot be reached: "

@@ -40,7 +40,8 @@ class Engine:
 
     Attributes:
         model: the bare model, whose `state_dict` has its own names.
-        forward: the same, compiled and wrapped for several processes.
+        forward: the same, wrapped for several processes and compiled.
+        shared: what adds gradients up over processes; None where there is one.
         amp: dtype of autocast; None for none.
     """
 
@@ -53,6 +54,7 @@ class Engine:
     recipe: Recipe
     plan: BatchPlan
     world: World
+    shared: DistributedDataParallel | None = None
     ema: ModelEmaV3 | None = None
     amp: torch.dtype | None = None
     pending: list[tuple[int, int, Tensor]] = field(default_factory=list)
@@ -101,9 +103,8 @@ class Engine:
         images, targets = self.objective.mixed(images, targets, *where)
         torch.manual_seed(seed_from(*where, 1))  # drop path and dropout
         share = self.plan.passes
-        wrapped = isinstance(self.forward, DistributedDataParallel)
-        alone = self.forward.no_sync() if wrapped and not last else nullcontext()
-        with alone:
+        early = self.shared is not None and not last
+        with self.shared.no_sync() if early else nullcontext():
             with autocast(device, self.amp):
                 loss = self.objective.loss(self.forward(images), targets, images)
             self.scaler.scale(loss / share).backward()
@@ -207,9 +208,13 @@ def build_engine(
     scaler = torch.amp.GradScaler("cuda", enabled=amp is torch.float16)
     decay = recipe.regularise.ema
     warm = recipe.regularise.ema_warmup
+    shared = _shared(model, world)
+    forward = model if shared is None else shared
     return Engine(
         model=model,
-        forward=_wrapped(model, recipe, world),
+        # Compiled last: torch then splits the graph where gradients are sent.
+        forward=torch.compile(forward) if recipe.loop.compile else forward,
+        shared=shared,
         optimizer=optimizer,
         scheduler=build_scheduler(optimizer, recipe, plan.updates),
         scaler=scaler,
@@ -288,14 +293,10 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Any:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def _wrapped(model: nn.Module, recipe: Recipe, world: World) -> nn.Module:
-    forward: Any = model
-    if recipe.loop.compile:
-        forward = torch.compile(forward)
-    if world.size > 1:
-        ids = [world.device.index] if world.device.type == "cuda" else None
-        # Statistics are averaged at each epoch's end, or in sync all along.
-        forward = DistributedDataParallel(
-            forward, device_ids=ids, broadcast_buffers=False
-        )
-    return forward
+def _shared(model: nn.Module, world: World) -> DistributedDataParallel | None:
+    """The model with gradients of all processes; None where there is one."""
+    if world.size == 1:
+        return None
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    # Statistics are averaged at each epoch's end, or in sync all along.
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)

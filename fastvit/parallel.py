@@ -7,6 +7,7 @@ where torch has none: its SyncBatchNorm refuses CPU tensors.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastvit.errors import TrainingError
+
+_SAID = "why the run ends is said"
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class World:
     Attributes:
         control: the group for words between processes, on the CPU, so that asking
             does not wait for a GPU; None where there is one process.
+        store: the words that stay when processes can no longer reach one another.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
     control: Any = None
+    store: dist.Store | None = None
 
     @property
     def leads(self) -> bool:
@@ -62,6 +68,22 @@ class World:
         dist.gather_object(thing, found, dst=0, group=self.control)
         return found or []
 
+    def speaks(self, patience: float = 2.0) -> bool:
+        """Whether this process is the one that says why the run ends.
+
+        The first that asks is, without waiting for any other: they may hang in what
+        this one left. The first process has `patience` seconds to be it.
+        """
+        if self.store is None:
+            return True
+        until = time.monotonic() + (0 if self.leads else patience)
+        try:
+            while time.monotonic() < until and not self.store.check([_SAID]):
+                time.sleep(0.02)
+            return self.store.add(_SAID, 1) == 1
+        except RuntimeError:  # the store went with the process that had it
+            return True
+
 
 def join_world(device: str, timeout_minutes: float = 30) -> World:
     """Find the other processes that torchrun started; one process alone is a world too.
@@ -80,7 +102,11 @@ def join_world(device: str, timeout_minutes: float = 30) -> World:
     backend = "nccl" if kind == "cuda" else "gloo"
     wait = timedelta(minutes=timeout_minutes)
     try:
-        dist.init_process_group(backend, timeout=wait)
+        store = next(iter(rendezvous("env://", timeout=wait)))[0]
+        own = dist.PrefixStore("default_pg", store)
+        dist.init_process_group(
+            backend, store=own, rank=rank, world_size=size, timeout=wait
+        )
         control = dist.new_group(backend="gloo", timeout=wait)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -88,7 +114,8 @@ def join_world(device: str, timeout_minutes: float = 30) -> World:
             f"process {rank} of {size} cannot reach the others: {reason}.",
             hint="Check --nnodes, --rdzv-endpoint and the firewall between machines.",
         ) from error
-    return World(torch.device(device), rank, size, control)
+    words = dist.PrefixStore("fastvit", store)
+    return World(torch.device(device), rank, size, control, words)
 
 
 def leave_world() -> None:

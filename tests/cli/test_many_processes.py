@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from train_helpers import write_images
 
 NET = """
@@ -23,19 +24,25 @@ class Net(nn.Module):
 
     def forward(self, x):
         self.steps += self.training
-        if self.steps == 5 and os.environ["RANK"] == "1":
-            os._exit(9)  # in the second epoch, without a word
+        fault, _, rank = os.environ.get("FAULT", "").partition("@")
+        late = self.steps == 5 and rank in ("", os.environ["RANK"])  # second epoch
+        if late and fault == "dies":
+            os._exit(9)  # without a word
+        if late and fault == "raises":
+            raise RuntimeError("a fault of the model's own")
+        x = x * float("nan") if late and fault == "diverges" else x
         return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
 """
 
 
-def torchrun(folder, arguments) -> subprocess.CompletedProcess[str]:
+def torchrun(folder, arguments, fault="") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2"]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OMP_NUM_THREADS": "1",
+        "FAULT": fault,
     }
     return subprocess.run(
         [*command, *arguments],
@@ -47,16 +54,35 @@ def torchrun(folder, arguments) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path):
+SMALL = ("--recipe", "small", "--set", "image_size=16", "--set", "batch_size=8")
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Trains `NET` in two processes; a fault is of all of them, or of one: X@RANK."""
     write_images(tmp_path / "data" / "train")
     write_images(tmp_path / "data" / "val", each=4)
     (tmp_path / "net.py").write_text(NET)
-    command = ["-m", "fastvit_cli", "train", "data", "--model", "net.py:Net"]
-    command += ["--recipe", "small", "--set", "image_size=16", "--set", "batch_size=8"]
-    done = torchrun(tmp_path, [*command, "-o", "run"])
+
+    def train(fault="", *options) -> subprocess.CompletedProcess[str]:
+        command = ["-m", "fastvit_cli", "train", "data", "--model", "net.py:Net"]
+        return torchrun(tmp_path, [*command, *SMALL, "-o", "run", *options], fault)
+
+    return train
+
+
+def errors(done) -> list[str]:
+    """What was said of the end, by whichever process."""
+    assert "fastvit_cli/" not in done.stderr  # torchrun shows its own trace alone
+    return [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+
+
+def test_a_process_that_dies_ends_the_job_with_a_message(train, tmp_path):
+    done = train("dies@1")
     assert done.returncode != 0
-    assert "one of the 2 processes died or cannot be reached" in done.stderr
-    assert "continue with --resume" in done.stderr
+    (said,) = errors(done)
+    assert "one of the 2 processes died or cannot be reached" in said
+    assert "continue with --resume" in said
     # The first process alone speaks and writes; its first epoch is kept.
     assert done.stdout.count("24 training and 12 validation images") == 1
     assert done.stderr.count("epoch 1: train loss") == 1
@@ -65,18 +91,65 @@ def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path):
     assert (tmp_path / "run/last.pt").exists()
 
 
-def test_bad_data_of_one_process_is_said_once_by_the_first(tmp_path):
-    for name in ("0", "1"):  # each process stands in a folder of its own
-        write_images(tmp_path / name / "data" / "train", each=2)
-        write_images(tmp_path / name / "data" / "val", each=1)
-        (tmp_path / name / "net.py").write_text(NET)
-    (tmp_path / "1/data/val/extra").mkdir()
-    script = "import os; os.chdir(os.environ['RANK']); "
-    script += "import sys; from fastvit_cli.main import main; main(sys.argv[1:])"
-    (tmp_path / "own.py").write_text(script)
-    done = torchrun(tmp_path, ["own.py", "train", "data", "--model", "net.py:Net"])
+LATE = {
+    "diverges": "Error: the loss is nan at update 2 of epoch 2.",
+    "diverges@1": "Error: process 1 of 2: the loss is nan at update 2 of epoch 2.",
+    "raises": "Error: RuntimeError: a fault of the model's own.",
+    "raises@1": "Error: RuntimeError: a fault of the model's own.",
+}
+
+
+SLOW = [pytest.param(fault, marks=pytest.mark.slow) for fault in list(LATE)[1:]]
+
+
+@pytest.mark.parametrize("fault", ["diverges", *SLOW])
+def test_what_fails_in_all_processes_or_in_one_is_said_once(train, fault):
+    done = train(fault)
     assert done.returncode != 0
-    said = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
-    assert len(said) == 1
-    assert "process 1 of 2: data: train has 3 classes and val 4" in said[0]
-    assert "fastvit_cli/" not in done.stderr  # torchrun shows its own trace alone
+    (said,) = errors(done)
+    assert said.startswith(LATE[fault])
+
+
+@pytest.mark.slow
+def test_a_recipe_that_is_wrong_in_every_process_is_said_once(train):
+    done = train("", "--set", "lrr=1")
+    (said,) = errors(done)
+    assert said.startswith("Error: a recipe has no key 'lrr'")
+
+
+OWN_FOLDERS = """
+import os, sys
+from fastvit_cli.main import main
+os.chdir(os.environ["RANK"])
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def train_apart(tmp_path):
+    """The same, each process in a folder of its own."""
+    for name in ("0", "1"):
+        write_images(tmp_path / name / "data" / "train")
+        write_images(tmp_path / name / "data" / "val", each=4)
+        (tmp_path / name / "net.py").write_text(NET)
+    (tmp_path / "own.py").write_text(OWN_FOLDERS)
+    command = ["own.py", "train", "data", "--model", "net.py:Net", *SMALL]
+    return lambda *options: torchrun(tmp_path, [*command, *options])
+
+
+def test_bad_data_of_one_process_is_said_once_by_the_first(train_apart, tmp_path):
+    (tmp_path / "1/data/val/extra").mkdir()
+    done = train_apart()
+    assert done.returncode != 0
+    (said,) = errors(done)
+    assert "process 1 of 2: data: train has 3 classes and val 4" in said
+
+
+def test_an_image_that_one_process_cannot_read_ends_a_strict_run(train_apart, tmp_path):
+    for path in (tmp_path / "1/data/train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    done = train_apart("--strict")
+    assert done.returncode != 0
+    (said,) = errors(done)
+    assert said.startswith("Error: process 1 of 2: data/train/")
+    assert "cannot be read: it is empty, or no image" in said

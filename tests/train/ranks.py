@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 ranks.py DATA OUT
 
 Each scenario leaves its checkpoint in a folder of its own; `norms.pt` holds what the
-two batch norms computed.
+two batch norms computed, `compiled.pt` the losses of compiled updates.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from train_helpers import PREPROCESSING, Recorder, Tiny, small
 
+from fastvit.batches import Batch, BatchPlan
 from fastvit.data import open_splits
+from fastvit.engine import build_engine
+from fastvit.objective import Objective
 from fastvit.parallel import (
     World,
     average_norms,
@@ -25,6 +31,7 @@ from fastvit.parallel import (
     leave_world,
     synchronise_norms,
 )
+from fastvit.recipes import Distill
 from fastvit.run import Job
 from fastvit.train import train
 
@@ -94,15 +101,63 @@ def norms(world: World) -> dict[str, torch.Tensor]:
     }
 
 
+def compiled(world: World) -> dict[str, Any]:
+    """Losses of four compiled updates of two passes over shared batches of eight.
+
+    Without a norm, whose statistics are of one process; `sent` counts how often
+    gradients went to the others, `sizes` has the nodes of each compiled graph.
+    """
+    torch.manual_seed(3)
+    model = Tiny(drop=0.0)
+    model.norm = nn.Identity()
+    recipe = small(**SAME, compile=True, bn="none", warmup_epochs=0)
+    objective = Objective(None, nn.CrossEntropyLoss(), Distill())
+    plan = BatchPlan(32, 8 // (2 * world.size), 2, world.rank, world.size)
+    sizes: list[int] = []
+
+    def backend(graph, inputs):  # compiles nothing, so that no compiler is needed
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    plain = torch.compile
+    torch.compile = partial(plain, backend=backend)
+    try:
+        engine = build_engine(model, objective, recipe, plan, world)
+    finally:
+        torch.compile = plain
+    sent: list[int] = []
+    if engine.shared is not None:
+        engine.shared.register_comm_hook(sent, counted)
+    losses = []
+    for update in range(4):
+        images, targets = torch.randn(8, 3, 8, 8), torch.randint(3, (8,))
+        parts = [
+            slice(start, start + plan.micro)
+            for start in range(world.rank * plan.micro, 8, world.size * plan.micro)
+        ]
+        batches = [Batch(images[p], targets[p], torch.arange(8)[p]) for p in parts]
+        with torch.random.fork_rng():
+            losses.append(engine.update(batches, 0, update))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    return {"losses": losses, "sent": len(sent), "state": state, "sizes": sizes}
+
+
+def counted(sent, bucket):  # torch reads annotations, and these would be texts
+    """torch's own sum over processes, and a mark that it was asked for."""
+    sent.append(bucket.index())
+    return allreduce_hook(None, bucket)
+
+
 def main(data: str, out: Path) -> None:
     world = join_world("cpu", timeout_minutes=1)
     torch.set_num_threads(1)
     run(data, out / "sync", world, bn="sync")
     run(data, out / "average", world)
     stopped_run(data, out / "stopped", world)
-    gathered = world.gather(norms(world))
-    if world.leads:
-        torch.save(gathered, out / "norms.pt")
+    for name, found in (("norms", norms(world)), ("compiled", compiled(world))):
+        gathered = world.gather(found)
+        if world.leads:
+            torch.save(gathered, out / f"{name}.pt")
     leave_world()
 
 

@@ -85,3 +85,16 @@ def test_the_all_reduced_norm_is_the_norm_of_the_whole_batch(out):
     for name in ("mean", "var"):
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], whole[name], rtol=1e-5, atol=0)
+
+
+def test_compiled_processes_have_the_losses_of_one_and_send_once_an_update(out):
+    first, second = torch.load(out / "compiled.pt")
+    one = ranks.compiled(CPU)
+    # The whole batch's passes lie one after another, each process has its half of one.
+    halves = torch.tensor([first["losses"], second["losses"]])
+    torch.testing.assert_close(halves.mean(0), torch.tensor(one["losses"]), **CLOSE)
+    for name, value in one["state"].items():
+        torch.testing.assert_close(first["state"][name], value, **CLOSE)
+        assert torch.equal(first["state"][name], second["state"][name])
+    assert first["sizes"] and second["sizes"] and one["sizes"]
+    assert first["sent"] == second["sent"] == 4  # not in the first pass of each update
