@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastvit_cli.backends import BACKENDS
+from fastvit_cli.backends import BACKENDS, TUNED_IN
 from fastvit_cli.cells import Cell
 
 Options = Mapping[str, Sequence[str]]
@@ -125,6 +125,8 @@ def _recipe(cell: Cell, options: Options) -> tuple[str, str]:
         return "", backend.usage.replace("FILE", repr(cell.model))
     file = f"{stem}-{cell.form}{backend.artefact}"
     words = ["fastvit", "fuse", cell.model, "-o", file, *options.get(cell.form, ())]
+    if cell.form == "tuned" and cell.backend in TUNED_IN:
+        words += ["--backend", cell.backend]
     usage = backend.usage
     if cell.dtype != "float32" and backend.artefact == ".pt2":
         words += ["--dtype", cell.dtype]

@@ -90,7 +90,8 @@ def _cast(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).float()
 
 
-def _plain(model: nn.Module, inputs: Inputs, device: str) -> Runner:
+def plain(model: nn.Module, inputs: Inputs, device: str) -> Runner:
+    """What calls a module once and waits for the result."""
     import torch
 
     wait = torch.cuda.synchronize if device.startswith("cuda") else None
@@ -107,12 +108,12 @@ def _plain(model: nn.Module, inputs: Inputs, device: str) -> Runner:
 
 def eager(subject: Subject, inputs: Inputs) -> Runner:
     """torch as it is."""
-    return _plain(subject.model, inputs, subject.device)
+    return plain(subject.model, inputs, subject.device)
 
 
 def channels_last(subject: Subject, inputs: Inputs) -> Runner:
     """torch, with images and their kernels stored channel by channel last."""
-    return _plain(in_channels_last(subject.model), _last(inputs), subject.device)
+    return plain(in_channels_last(subject.model), _last(inputs), subject.device)
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:
@@ -136,7 +137,7 @@ def compiled(subject: Subject, inputs: Inputs) -> Runner:
     # One function serves many models here; each needs its own entry in the cache.
     torch._dynamo.config.recompile_limit = 4096
     model = torch.compile(subject.model, dynamic=False, options={"freezing": True})
-    run = _plain(model, inputs, subject.device)
+    run = plain(model, inputs, subject.device)
     run()
     return run
 
@@ -242,6 +243,23 @@ BACKENDS: dict[str, Backend] = {
         "openvino.compile_model(FILE, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})",
     ),
 }
+
+
+# Where plans can be tuned; what else runs torch takes the plan of eager.
+TUNED_IN = ("eager", "onnxruntime", "openvino")
+
+
+def obstacle(name: str, dtype: str, device: str) -> str:
+    """Why a backend cannot run anything in a dtype on a device; empty if it can."""
+    backend = BACKENDS[name]
+    missing = backend.lacks()
+    if missing:
+        return f"not installed: {missing}"
+    if dtype not in backend.dtypes:
+        return f"{name} does not run {dtype}"
+    if device.split(":")[0] not in backend.devices:
+        return f"{name} does not run on {device} here"
+    return ""
 
 
 def of_batch(subject: Subject, batch: int) -> Inputs:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvit_cli import backends, timing
-from fastvit_cli.backends import BACKENDS, Subject
+from fastvit_cli.backends import BACKENDS, TUNED_IN, Subject
 from fastvit_cli.errors import Stop, summary
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ class Grid:
     """What is to be measured of one model.
 
     Attributes:
-        forms: name → subject; the first is the model as it was loaded.
+        forms: name → subject; the first is the model as it was loaded. `tuned` is
+            the plan for eager torch, which the backends without a plan of their own
+            run as well.
+        plans: backend → the plan that was tuned in it, for those that take ONNX graphs.
         reference: the model in float64, where that runs.
     """
 
@@ -83,13 +86,23 @@ class Grid:
     reference: Runner | None
     backends: tuple[str, ...]
     dtypes: tuple[str, ...]
+    plans: dict[str, Subject] = field(default_factory=dict[str, Subject])
 
     def cells(self, batch: int) -> Iterator[Cell]:
         """The cells of one batch size, not yet measured."""
         for dtype in self.dtypes:
-            for form in self.forms:
+            for form in dict.fromkeys(
+                (*self.forms, *(["tuned"] if self.plans else []))
+            ):
                 for backend in self.backends:
-                    yield Cell(self.name, form, backend, dtype, batch)
+                    if self.subject(form, backend) is not None:
+                        yield Cell(self.name, form, backend, dtype, batch)
+
+    def subject(self, form: str, backend: str) -> Subject | None:
+        """What a backend runs; None where a backend keeps the default plan."""
+        if form == "tuned" and backend in TUNED_IN and backend != "eager":
+            return self.plans.get(backend)
+        return self.forms.get(form)
 
 
 def measure(
@@ -116,12 +129,13 @@ def measure(
 def _prepare(grid: Grid, cell: Cell, judge: Judge) -> Callable[[], Any] | None:
     """What runs the cell; fills in its accuracy and memory, or why it cannot run."""
     backend = BACKENDS[cell.backend]
-    subject = grid.forms[cell.form]
+    subject = grid.subject(cell.form, cell.backend)
+    assert subject is not None
     cell.skipped = _obstacle(backend, cell, subject)
     if cell.skipped:
         return None
     try:
-        subject = judge.subject(cell.form, cell.dtype)
+        subject = judge.cast(subject, cell.dtype)
         if cell.backend in ("onnxruntime", "openvino"):
             subject.onnx  # noqa: B018 - exporting is not part of what running needs
         inputs = backends.of_batch(subject, cell.batch)
@@ -147,17 +161,11 @@ def _first_run(prepare: Callable[[], Any]) -> tuple[Any, Any]:
 
 
 def _obstacle(backend: backends.Backend, cell: Cell, subject: Subject) -> str:
-    missing = backend.lacks()
-    if missing:
-        return f"not installed: {missing}"
-    if cell.dtype not in backend.dtypes:
-        return f"{cell.backend} does not run {cell.dtype}"
-    if subject.device.split(":")[0] not in backend.devices:
-        return f"{cell.backend} does not run on {subject.device} here"
+    why = backends.obstacle(cell.backend, cell.dtype, subject.device)
+    if why:
+        return why
     if subject.model is None and backend.holds_model:
         return "an ONNX graph runs in onnxruntime and OpenVINO only"
-    if cell.form == "tuned" and not backend.holds_model:
-        return "the tuned form is a plan for torch"
     if cell.batch != 1 and not subject.dynamic_batch:
         return "the file fixes its batch size"
     return ""
@@ -174,15 +182,15 @@ class Judge:
     def __init__(self, grid: Grid, batch: int) -> None:
         self.grid = grid
         self.batch = batch
-        self._subjects: dict[tuple[str, str], Subject] = {}
+        self._cast: dict[tuple[int, str], Subject] = {}
         self._own: dict[str, list[Tensor]] = {}
 
-    def subject(self, form: str, dtype: str) -> Subject:
-        """The form in a dtype, cast once."""
-        key = (form, dtype)
-        if key not in self._subjects:
-            self._subjects[key] = backends.in_dtype(self.grid.forms[form], dtype)
-        return self._subjects[key]
+    def cast(self, subject: Subject, dtype: str) -> Subject:
+        """A form in a dtype, cast once."""
+        key = (id(subject), dtype)  # the grid holds it for as long as this lives
+        if key not in self._cast:
+            self._cast[key] = backends.in_dtype(subject, dtype)
+        return self._cast[key]
 
     @functools.cached_property
     def truth(self) -> list[Tensor] | None:
@@ -201,18 +209,18 @@ class Judge:
         if [t.shape for t in output] != [t.shape for t in self.truth]:
             return float("inf"), float("inf")
         own = self._original(dtype)
-        rows = [_errors(*row, dtype) for row in zip(output, own, self.truth)]
+        rows = [errors(*row, dtype) for row in zip(output, own, self.truth)]
         return max(row[0] for row in rows), max(row[1] for row in rows)
 
     def _original(self, dtype: str) -> list[Tensor]:
         if dtype not in self._own:
-            subject = self.subject(next(iter(self.grid.forms)), dtype)
+            subject = self.cast(next(iter(self.grid.forms.values())), dtype)
             run = backends.eager(subject, backends.of_batch(subject, self.batch))
             self._own[dtype] = flat(run())
         return self._own[dtype]
 
 
-def _errors(
+def errors(
     found: Tensor, own: Tensor, truth: Tensor, dtype: str
 ) -> tuple[float, float]:
     """‖found - truth‖ over max(‖own - truth‖, eps·‖truth‖), and over ‖truth‖."""

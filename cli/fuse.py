@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from fastvit_cli import artefacts, pages
 from fastvit_cli import options as common
+from fastvit_cli.backends import TUNED_IN
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import Screen, Stage, open_screen, to_json
@@ -31,6 +32,8 @@ fastvit fuse torchvision:resnet50 --dtype bfloat16 -o resnet50.safetensors
 fastvit fuse net.py:build --model-arg num_classes=10 --json -
 
 fastvit fuse fastvit_t8 --tune --threads 2 -o t8.pt2   [dim]# fastest plan here[/dim]
+
+fastvit fuse fastvit_t8 --tune --backend openvino -o t8.onnx
 """
 
 DOORS = ("auto", "symbolic_trace", "export", "submodules")
@@ -76,7 +79,14 @@ DynamicSize = Annotated[
 Tune = Annotated[
     bool,
     typer.Option(
-        "--tune", help="Time equal plans on this device, eagerly; take the fastest."
+        "--tune", help="Time equal plans on this device and take the fastest."
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"Runtime that --tune is for: {', '.join(TUNED_IN)} (default: eager).",
     ),
 ]
 Batch = Annotated[
@@ -88,9 +98,6 @@ Threads = Annotated[
 ]
 Capture = Annotated[
     str, typer.Option(help=f"How to get the graph: {', '.join(DOORS)}.")
-]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="List every region by name.")
 ]
 
 
@@ -108,6 +115,11 @@ class Job:
     certificate: Path | None = None
     tune: TuneOptions | None = None
 
+    @property
+    def shows_graphs(self) -> bool:
+        """Whether a page is to show each region, which takes the graph from before."""
+        return any(path.suffix == ".html" for path in self.reports)
+
 
 @dataclass(frozen=True)
 class TuneOptions:
@@ -115,6 +127,7 @@ class TuneOptions:
 
     batch: int
     threads: int
+    backend: str = "eager"
 
 
 def fuse(
@@ -126,9 +139,10 @@ def fuse(
     dynamic_size: DynamicSize = False,
     capture: Capture = "auto",
     tune: Tune = False,
+    backend: Backend = None,
     batch: Batch = None,
     threads: Threads = None,
-    verbose: Verbose = False,
+    verbose: common.Verbose = False,
     weights: common.Weights = None,
     model_arg: common.ModelArg = None,
     pretrained: common.Pretrained = False,
@@ -166,7 +180,7 @@ def fuse(
         verify=not no_verify,
         dynamic_size=dynamic_size,
         certificate=_certificate(certificate, no_verify),
-        tune=_tune(tune, batch, threads),
+        tune=_tune(tune, backend, batch, threads),
     )
     run(job, screen, verbose=verbose)
 
@@ -183,17 +197,22 @@ def _certificate(text: str | None, no_verify: bool) -> Path | None:
     return Path(text)
 
 
-def _tune(wanted: bool, batch: int | None, threads: int | None) -> TuneOptions | None:
-    for option, value in (("--batch", batch), ("--threads", threads)):
-        if value is None:
-            continue
-        if value < 1:
+def _tune(
+    wanted: bool, backend: str | None, batch: int | None, threads: int | None
+) -> TuneOptions | None:
+    numbers = {"--batch": batch, "--threads": threads}
+    for option, value in numbers.items():
+        if value is not None and value < 1:
             raise BadInput(f"{option} {value} is not positive.", hint="Use 1 or more.")
-        if not wanted:
+    for option, given in {"--backend": backend, **numbers}.items():
+        if given is not None and not wanted:
             raise BadInput(
                 f"{option} says what --tune measures with.", hint="Add --tune."
             )
-    return TuneOptions(batch or 1, common.set_threads(threads)) if wanted else None
+    if not wanted:
+        return None
+    common.parse_choice("--backend", backend, TUNED_IN)
+    return TuneOptions(batch or 1, common.set_threads(threads), backend or "eager")
 
 
 def run(job: Job, screen: Screen, *, verbose: bool = False) -> None:
@@ -214,9 +233,9 @@ def run(job: Job, screen: Screen, *, verbose: bool = False) -> None:
             document = _document(loaded, fused)
             verdict = report.equivalence
             equal = verdict.ok or not job.verify
-            if equal and any(path.suffix == ".html" for path in job.reports):
+            if equal and fused.state is not None:
                 stage("time every op")
-                savings.fill_in(document, loaded, fused, job.capture)
+                savings.fill_in(document, loaded, fused.state)
             if equal:
                 _write(job, loaded, fused, document, stage)
     render.fusion(screen.people, loaded, report, document, verbose=verbose)

@@ -1,9 +1,12 @@
 """Times of single ops on this device, each measured once and kept.
 
-The cache has one table for each device, dtype, number of threads and version of
-torch; an op in it is known by its geometry and the shape that it reads.
+The cache has one table for each device, dtype, number of threads, version of torch and
+runtime; an op in it is known by its geometry and the shape that it reads.
 A time is the best of the first three runs that ask for it, because one may fall on a
 busy moment. A cache that is damaged, or cannot be written, is measured again.
+
+One run times ops for `BUDGET` seconds, half of it at most those that the cache knows
+already; then ops have the time that the cache has, or none. The next run goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 RUNS = 3  # of the command, after which a time is taken as it is
 SECONDS = 0.01  # of calls of one op
+BUDGET = 60.0  # seconds that one run times single ops for
+KNOWN_SHARE = 0.5  # of the budget, after which a time that is known is not improved
 CALLS = (3, 40)  # at least, at most
 SLOW = 0.1  # seconds of one call after which no other is made
 FILE = "ops.json"
@@ -35,19 +40,26 @@ Row = list[float]  # microseconds, runs
 
 @dataclass(frozen=True)
 class Setting:
-    """What all times of one run are of; `batch` is the number of samples."""
+    """What all times of one run are of.
+
+    Attributes:
+        batch: the number of samples.
+        backend: what runs the ops: a key of `backends.BACKENDS`.
+    """
 
     device: str
     dtype: str
     threads: int
     batch: int
+    backend: str = "eager"
 
     @property
     def place(self) -> str:
         """The key of its table in the cache."""
-        version = f"torch {machine.package_version('torch')}"
         name = machine.name(self.device)
-        return "|".join((name, self.dtype, str(self.threads), version))
+        runtimes = ["torch"] + [self.backend] * (self.backend != "eager")
+        versions = (f"{it} {machine.package_version(it)}" for it in runtimes)
+        return "|".join((name, self.dtype, str(self.threads), *versions))
 
 
 @dataclass
@@ -58,12 +70,16 @@ class OpTimes:
         rows: what the cache holds.
         fresh: what was measured in this run.
         found: the keys that were asked for and came from the cache.
+        missed: the keys that were asked for when the time for it was up.
+        spent: seconds of timing ops.
     """
 
     setting: Setting
     rows: dict[str, Row] = field(default_factory=dict[str, Row])
     fresh: dict[str, Row] = field(default_factory=dict[str, Row])
     found: set[str] = field(default_factory=set[str])
+    missed: set[str] = field(default_factory=set[str])
+    spent: float = 0.0
 
     @classmethod
     def opened(cls, setting: Setting) -> OpTimes:
@@ -71,27 +87,41 @@ class OpTimes:
         return cls(setting, _read(_path()).get(setting.place, {}))
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many were measured in this run, and how many were known."""
-        return {"ops_measured": len(self.fresh), "ops_from_cache": len(self.found)}
+    def counts(self) -> dict[str, Any]:
+        """How many were measured in this run, were known, and were not timed at all."""
+        return {
+            "ops_measured": len(self.fresh),
+            "ops_from_cache": len(self.found),
+            "ops_not_timed": len(self.missed),
+            "ops_seconds": self.spent,
+            "ops_budget": BUDGET,
+        }
 
-    def microseconds(self, key: str, make: Callable[[], Call]) -> float:
-        """The time of an op, of four digits, measured where it is not known.
+    def microseconds(self, key: str, make: Callable[[], Call]) -> float | None:
+        """The time of an op, of four digits; None where the time for it is up.
 
         Args:
             key: what is measured: op, shape and layout.
             make: builds what runs it once and waits for the result.
         """
         key = f"{key}, batch {self.setting.batch}"
-        known = self.fresh.get(key)
-        if known is None:
-            best, runs = self.rows.get(key, [math.inf, 0])
-            if runs >= RUNS:
-                self.found.add(key)
-                return best
-            known = [min(best, _best(make())), runs + 1]
-            self.fresh[key] = known
-        return known[0]
+        if key in self.fresh:
+            return self.fresh[key][0]
+        best, runs = self.rows.get(key, [math.inf, 0])
+        late = self.spent >= BUDGET * (KNOWN_SHARE if runs else 1.0)
+        if runs >= RUNS or (runs and late):
+            self.found.add(key)
+            return best
+        if late:
+            self.missed.add(key)
+            return None
+        start = time.perf_counter()
+        try:
+            best = min(best, _best(make()))
+        finally:
+            self.spent += time.perf_counter() - start
+        self.fresh[key] = [best, runs + 1]
+        return best
 
     def save(self) -> None:
         """Add what is new to the cache, which others may have written meanwhile."""
@@ -112,11 +142,18 @@ class OpTimes:
 
 @dataclass
 class Costs:
-    """Measured costs as the compiler takes them; `used` is all that it asked for."""
+    """Measured costs as the compiler takes them.
+
+    Attributes:
+        used: all that it asked for and got.
+        complete: whether it got the time of every op that runs by itself. Where not,
+            measured and nominal microseconds were compared with each other.
+    """
 
     times: OpTimes
     channels_last: bool
     used: dict[str, float] = field(default_factory=dict[str, float])
+    complete: bool = True
 
     def __call__(self, sized: Sized) -> float | None:
         """Microseconds of an op; None where it cannot run by itself."""
@@ -126,6 +163,9 @@ class Costs:
             try:
                 time = self.times.microseconds(key, lambda: self._call(sized))
             except RuntimeError:  # more memory than there is, or no such kernel
+                return None
+            if time is None:
+                self.complete = False
                 return None
             self.used[sized.key] = time
         return self.used[sized.key]

@@ -44,6 +44,15 @@ Quiet = Annotated[
         "--quiet", "-q", help="Print nothing but errors.", rich_help_panel="Common"
     ),
 ]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        "-v",
+        help="Name everything, however many there are.",
+        rich_help_panel="Common",
+    ),
+]
 Debug = Annotated[
     bool,
     typer.Option(

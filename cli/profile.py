@@ -72,7 +72,7 @@ Tune = Annotated[
     bool,
     typer.Option(
         "--tune",
-        help="Add the plan that is fastest in eager torch at the first batch size.",
+        help="Add the plan that is fastest in each backend at the first batch size.",
     ),
 ]
 Html = Annotated[

@@ -1,8 +1,7 @@
 """What fusing saved in each region, in time: for the page that `fuse --report` writes.
 
-The model is taken through the compiler's stages once more, because a result holds no
-graph from before. Every op of the two graphs is timed in its place, eagerly, by
-`layers`; a model that was fused in parts has no graph as a whole, and no times.
+Every op of the graph from before and of the fused one is timed in its place, eagerly,
+by `layers`; a model that was fused in parts has no graph as a whole, and no times.
 """
 
 from __future__ import annotations
@@ -13,22 +12,14 @@ from typing import TYPE_CHECKING, Any
 from fastvit_cli import layers
 
 if TYPE_CHECKING:
-    from fastvit_cli.fusing import Fused
     from fastvit_cli.sources import Loaded
 
+    from repcompiler.state import State
 
-def fill_in(document: dict[str, Any], loaded: Loaded, fused: Fused, door: str) -> None:
+
+def fill_in(document: dict[str, Any], loaded: Loaded, state: State) -> None:
     """Give each region `milliseconds`, before and after, where they are known."""
-    import repcompiler as rc
-    from repcompiler.compile import run_stages
-
-    tuning = fused.tuned.tuning if fused.tuned else None
-    told: dict[str, Any] = {"door": door, "stop_after": "lower", "tuning": tuning}
-    if not document["regions"] or document["capture"] == "submodules":
-        return
-    try:
-        state = run_stages(loaded.model, loaded.inputs, verify=False, **told)
-    except rc.RepCompilerError:  # it was captured once; then this is no reason to stop
+    if not document["regions"]:
         return
     assert state.captured is not None and state.rewritten is not None
     inputs = state.captured.inputs or loaded.inputs
@@ -41,7 +32,5 @@ def fill_in(document: dict[str, Any], loaded: Loaded, fused: Fused, door: str) -
     for region in document["regions"]:
         named[region["name"], region["kind"]].append(region)
     for key, regions in named.items():
-        if len(rows[key]) != len(regions):  # one of them was undone by its check
-            continue
-        for region, row in zip(regions, rows[key]):
+        for region, row in zip(regions, rows[key], strict=True):
             region["milliseconds"] = {k: row[k] for k in ("before", "after")}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import cells, macs, runners, tune_view, tuner
+from fastvit_cli import backends, cells, macs, runners, tune_view, tuner
+from fastvit_cli.backends import TUNED_IN
 from fastvit_cli.errors import BadInput, JobFailed, summary
 from fastvit_cli.measured import Setting
+from fastvit_cli.onnx_plans import Exports
 from fastvit_cli.plans import Task
 
 if TYPE_CHECKING:
@@ -52,35 +56,46 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     if as_loaded == "train" and runner.model is not None:
         stage(f"fuse {text}")
         forms["fused"], state = fuse(runner)
-    tunable = job.tune and len(forms) == 2
-    tuned = _tuned(runner, job, stage) if tunable else None
-    if tuned is not None and tuned.plan is not None:
-        forms["tuned"] = _written(runner, tuned)
-    subjects = {
-        name: cells.subject_of(runner, form, scratch, job.threads)
-        for name, form in forms.items()
-    }
+    tuned = _tuned(runner, job, scratch, stage) if len(forms) == 2 else {}
+    own = {name: _written(runner, it) for name, it in tuned.items() if it.plan}
+    if "eager" in own:
+        forms["tuned"] = own.pop("eager")
+    make = functools.partial(
+        cells.subject_of, runner, scratch=scratch, threads=job.threads
+    )
+    subjects = {name: make(form) for name, form in forms.items()}
     grid = cells.Grid(
         name=text,
         forms=subjects,
         reference=runner.in_dtype(torch.float64),
         backends=job.backends,
         dtypes=job.dtypes or (runner.dtype,),
+        plans={backend: make(form) for backend, form in own.items()},
     )
     if grid.reference is None:
         notes.append(f"{text}: no float64 reference, so that no form is advised")
+    for subject in grid.plans.values():
+        subjects.setdefault("tuned", subject)
+    documents = {backend: it.document for backend, it in tuned.items()}
+    first = next(iter(documents.values()), None)
     facts = {
         "model": text,
         "input_size": list(runner.card.input_size),
         "weights": runner.card.weights,
         "forms": {name: _counts(subject) for name, subject in subjects.items()},
-        **({"tune": tuned.document} if tuned else {}),
+        **({"tune": first, "tuned_in": documents} if first else {}),
     }
-    if job.tune and tuned is None:
-        notes.append(f"{text}: only a model before fusion can be tuned")
-    elif tuned is not None:
-        notes.append(f"{text}: {tune_view.sentence(tuned.document).rstrip('.')}")
+    if job.tune and not tuned:
+        notes.append(f"{text}: {_untuned(len(forms) == 2)}")
+    for document in documents.values():
+        notes.append(f"{text}: {tune_view.sentence(document).rstrip('.')}")
     return Made(grid, facts, notes, state)
+
+
+def _untuned(fusible: bool) -> str:
+    if fusible:
+        return "no backend here can be tuned for"
+    return "only a model before fusion can be tuned"
 
 
 def fuse(runner: runners.Runner) -> tuple[Any, Any]:
@@ -115,12 +130,27 @@ def fuse(runner: runners.Runner) -> tuple[Any, Any]:
 
 
 def _tuned(
-    runner: runners.Runner, job: Job, stage: Callable[[str], None]
-) -> tuner.Tuned:
-    """The plan that is fastest here, for the first batch size that is asked for."""
+    runner: runners.Runner, job: Job, scratch: Path, stage: Callable[[str], None]
+) -> dict[str, tuner.Tuned]:
+    """By backend, the plan that is fastest there for the first batch size.
+
+    Backends that run torch have that of eager.
+    """
+    if not job.tune:
+        return {}
     batch = job.batches[0] if runner.dynamic_batch else 1
-    setting = Setting(runner.device, runner.dtype, job.threads, batch)
-    return tuner.tune(Task(runner.model, runner.inputs, setting), stage)
+    exports = Exports(Path(tempfile.mkdtemp(dir=scratch)))
+    found: dict[str, tuner.Tuned] = {}
+    for name in job.backends:
+        home = name if name in TUNED_IN else "eager"
+        if home in found or backends.obstacle(home, runner.dtype, runner.device):
+            continue
+        stage(f"tune {runner.name} in {home}")
+        setting = Setting(runner.device, runner.dtype, job.threads, batch, home)
+        more = {"dynamic_batch": runner.dynamic_batch, "exports": exports}
+        task = Task(runner.model, runner.inputs, setting, **more)
+        found[home] = tuner.tune(task, stage)
+    return found
 
 
 def _written(runner: runners.Runner, tuned: tuner.Tuned) -> Any:

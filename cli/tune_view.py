@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 SHOWN = 8  # convs, regions
+AGAIN = "the time for it was up, and the next run goes on from there"
 
 
 def show(out: Console, tune: dict[str, Any]) -> None:
@@ -29,15 +30,20 @@ def show(out: Console, tune: dict[str, Any]) -> None:
         _regions(out, "Not merged", tune["plan"]["not_merged"])
     style = "bold green" if tune["kept"] == "tuned" else "bold"
     out.print(Text(sentence(tune), style))
+    for row in tune["left_out"]:
+        out.print(Text(f"Not timed: {row['plan'].replace('_', ' ')}: {row['why']}."))
     measured = f"{tune['ops_measured']} times of ops were measured"
     cached = f"{tune['ops_from_cache']} came from the cache of this device"
     out.print(Text(f"{measured}, {cached}.", "dim"))
+    if tune["ops_not_timed"]:
+        out.print(Text(f"{tune['ops_not_timed']} were not: {AGAIN}.", "dim"))
     out.print()
 
 
 def sentence(tune: dict[str, Any]) -> str:
     """How it ended, in one line."""
-    where = f"batch {tune['batch']}, {tune['dtype']}, {threads(tune)}, eager"
+    runtime = tune["backend"]
+    where = f"batch {tune['batch']}, {tune['dtype']}, {threads(tune)}, {runtime}"
     if "ratio" not in tune:
         return f"Tuned for {where}: the default plan stays: {tune['why']}."
     times = tune["milliseconds"]

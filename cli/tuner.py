@@ -1,7 +1,8 @@
 """`--tune`: of the plans that compute the same, the one that is fastest here.
 
-Four things are free: which regions are merged, in which form each conv is written,
-whether weights lie channels last, and whether ops overwrite what nobody else reads.
+Four things are free in eager torch: which regions are merged, in which form each conv
+is written, whether weights lie channels last, and whether ops overwrite what nobody
+else reads; in other runtimes it is the forms of convs (`onnx_plans`).
 Single ops are timed (`measured`) and make a few plans; these are timed as whole models
 against the default plan. The fastest is timed once more, with writes in place and
 without, beside the default twice over, and is kept only if it is faster than the
@@ -12,14 +13,18 @@ from __future__ import annotations
 
 import math
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import measured, plans, timing
+from fastvit_cli import measured, onnx_plans, plans, timing
 from fastvit_cli.measured import OpTimes
-from fastvit_cli.plans import LAYOUTS, Plan, Stage, Task
+from fastvit_cli.onnx_plans import Exports
+from fastvit_cli.plan_runs import Runs
+from fastvit_cli.plans import LAYOUTS, Candidates, Plan, Stage, Task
 
 if TYPE_CHECKING:
     from repcompiler import Tuning
@@ -49,6 +54,7 @@ class Tuned:
             return {}
         tuning = self.plan.tuning
         return {
+            "backend": self.document["backend"],
             "costs": self.plan.costs,
             "forms": dict(tuning.forms),
             "channels_last": tuning.channels_last,
@@ -80,62 +86,99 @@ def tune(task: Task, stage: Stage) -> Tuned:
 
     start = time.perf_counter()
     times = OpTimes.opened(task.setting)
-    try:
-        default, others = plans.candidates(task, times, stage)
-    except rc.CaptureError:
-        if task.door not in ("auto", "submodules"):
-            raise
-        why = "the model has no graph as a whole"
-        return Tuned(None, {**_unchanged(task, why), **times.counts})
-    finally:
-        times.save()
+    with tempfile.TemporaryDirectory(prefix="fastvit-tune-") as folder:
+        if task.exports is None:
+            task = replace(task, exports=Exports(Path(folder)))
+        try:
+            found = _candidates(task, times, stage)
+        except rc.CaptureError:
+            if task.door not in ("auto", "submodules"):
+                raise
+            why = "the model has no graph as a whole"
+            plan, document, left_out = None, _unchanged(task, why), {}
+        else:
+            plan, document = _chosen(task, found, stage)
+            left_out = found.left_out
+        finally:
+            times.save()
+    document |= {"plans": document.get("plans", []), **times.counts}
+    document["left_out"] = [{"plan": p, "why": why} for p, why in left_out.items()]
+    document["seconds"] = time.perf_counter() - start
+    return Tuned(plan, document)
+
+
+def _candidates(task: Task, times: OpTimes, stage: Stage) -> Candidates:
+    eager = task.setting.backend == "eager"
+    return (plans if eager else onnx_plans).candidates(task, times, stage)
+
+
+def _chosen(
+    task: Task, found: Candidates, stage: Stage
+) -> tuple[Plan | None, dict[str, Any]]:
+    """(the plan that beats the default, if one does, how that was found)."""
+    runs = Runs(task, found.default)
     stage("time plans")
-    best, ratios = _fastest(task, default, others)
-    finals = _finalists(task, default, best)
+    best, ratios = _fastest(runs, found.others)
+    finals = [] if best is None else _finalists(runs, best)
+    found.left_out |= runs.refused
+    if best is None:
+        why = f"{task.setting.backend} does not run the default plan"
+        return None, _unchanged(task, why)
     if not finals:
-        why = "no other plan is cheaper by the times of its ops"
-        return Tuned(None, {**_unchanged(task, why), **times.counts})
+        return None, _unchanged(task, _no_other(task, found))
     stage("confirm")
-    plan, document = _confirm(task, default, finals)
+    plan, document = _confirm(runs, finals)
     rows = [{"plan": name, "ratio": ratio} for name, ratio in ratios.items()]
-    seconds = time.perf_counter() - start
-    whole = {**document, "plans": rows, **times.counts, "seconds": seconds}
-    return Tuned(plan, whole)
+    return plan, {**document, "plans": rows}
+
+
+def _no_other(task: Task, found: Candidates) -> str:
+    """Why there was nothing to time the default against."""
+    if found.left_out:
+        return "no other plan could be timed"
+    if task.setting.backend != "eager":
+        return "no conv has another form that is near it in time"
+    return "no other plan is cheaper by the times of its ops"
 
 
 def _unchanged(task: Task, why: str) -> dict[str, Any]:
-    return {"kept": "default", "why": why, **asdict(task.setting), "plans": []}
+    return {"kept": "default", "why": why, **asdict(task.setting)}
 
 
 # ---- choice ------------------------------------------------------------------------
 
 
-def _fastest(
-    task: Task, default: Plan, others: list[Plan]
-) -> tuple[Plan, dict[str, float]]:
-    """(the fastest plan, the time of each by name over that of the default)."""
+def _fastest(runs: Runs, others: list[Plan]) -> tuple[Plan | None, dict[str, float]]:
+    """(the fastest plan, the time of each by name over that of the default).
+
+    None if the default does not run.
+    """
+    default = runs.default
     if not others:
         return default, {}
-    every = (default, *others)
-    runs = {plan.name: _run(plan, task) for plan in every}
-    rounds = timing.interleave(runs, task.seconds, min_rounds=ROUNDS[0])
-    ratios = {name: timing.ratio(rounds[name], rounds[default.name]) for name in runs}
-    return min(every, key=lambda plan: ratios[plan.name]), ratios
+    calls = runs.of((default, *others))
+    if default.name not in calls:
+        return None, {}
+    rounds = timing.interleave(calls, runs.task.seconds, min_rounds=ROUNDS[0])
+    ratios = {name: timing.ratio(rounds[name], rounds[default.name]) for name in calls}
+    ran = [plan for plan in (default, *others) if plan.name in ratios]
+    return min(ran, key=lambda plan: ratios[plan.name]), ratios
 
 
-def _finalists(task: Task, default: Plan, best: Plan) -> list[Plan]:
+def _finalists(runs: Runs, best: Plan) -> list[Plan]:
     """The best plan, if it is not the default, and the same with writes in place."""
-    found = (None if best is default else best, plans.writing(task, best))
-    return [plan for plan in found if plan is not None]
+    found = [] if best is runs.default else [best]
+    if runs.task.setting.backend == "eager":
+        writing = plans.writing(runs.task, best)
+        found += [writing] if writing else []
+    return found
 
 
-def _confirm(
-    task: Task, default: Plan, finals: list[Plan]
-) -> tuple[Plan | None, dict[str, Any]]:
+def _confirm(runs: Runs, finals: list[Plan]) -> tuple[Plan | None, dict[str, Any]]:
     """The faster of the last plans, if it beats the default beyond noise."""
-    run = _run(default, task)
-    calls = {"default": run, "again": run}
-    calls |= {plan.name: _run(plan, task) for plan in finals}
+    task, default = runs.task, runs.default
+    calls = runs.of((default, *finals))
+    calls["again"] = calls["default"]
     rounds = timing.interleave(calls, task.seconds, min_rounds=ROUNDS[1])
     ratios = {name: timing.ratio(rounds[name], rounds["default"]) for name in calls}
     best = min(finals, key=lambda plan: ratios[plan.name])
@@ -159,22 +202,6 @@ def _confirm(
         "plan": _plan_facts(best, default),
     }
     return (best if better else None), document
-
-
-def _run(plan: Plan, task: Task) -> Callable[[], Any]:
-    import torch
-
-    device, inputs = task.setting.device, plans.batched(task)
-    wait = torch.cuda.synchronize if device.startswith("cuda") else None
-
-    def run() -> Any:
-        with torch.inference_mode():
-            result = plan.module(*inputs)
-        if wait is not None:
-            wait()
-        return result
-
-    return run
 
 
 def _rounds_won(ours: list[list[float]], theirs: list[list[float]]) -> float:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastvit_cli import main
+from fastvit_cli import main, measured, timing
+from fastvit_cli.measured import FILE, OpTimes
 from reports import make_report
 
 import repcompiler as rc
@@ -72,6 +73,40 @@ class Asks(nn.Module):
     def forward(self, x):
         y = self.body(x)
         return -y if float(y.sum()) > 1e9 else y
+"""
+
+TUNED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    input_size = (3, 16, 16)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.row = nn.Conv2d(8, 8, (1, 5), padding=(0, 2))
+        self.column = nn.Conv2d(8, 8, (5, 1), padding=(2, 0))
+        self.head = nn.Linear(8, 5)
+        for tensor in (self.norm.running_mean, self.norm.running_var):
+            tensor.data.uniform_(0.5, 2.0)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.down(torch.relu(self.stem(x)))))
+        x = self.row(x) + self.column(x)
+        return self.head(torch.relu(x).mean((2, 3)))
+
+def build():
+    return Net().eval()
+
+class Bare(nn.Sequential):
+    input_size = (3, 16, 16)
+
+def bare():
+    return Bare(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
 """
 
 
@@ -153,5 +188,36 @@ def stand_in(monkeypatch) -> Callable[..., list[dict]]:
 
         monkeypatch.setattr(rc, "fuse", fuse)
         return calls
+
+    return install
+
+
+@pytest.fixture
+def cache(folder, monkeypatch):
+    """The file with times, in a cache of its own; and a net to tune."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr(measured, "SECONDS", 0.0)
+    (folder / "tuned.py").write_text(TUNED)
+    return measured.machine.cache_folder() / FILE
+
+
+@pytest.fixture
+def clock(monkeypatch, cache):
+    """Says how long ops and plans take: by their key, by their name."""
+
+    def install(op=lambda key: 1.0, plan=lambda name: 1.0):
+        def microseconds(self, key, make):
+            make()()  # it runs all the same
+            self.fresh[key] = [op(key), 1]
+            return op(key)
+
+        def interleave(calls, seconds, *, min_rounds=0):
+            names = {name: plan(name) for name in calls}
+            for call in calls.values():
+                call()
+            return {k: [[v * (1 + i % 2)] for i in range(8)] for k, v in names.items()}
+
+        monkeypatch.setattr(OpTimes, "microseconds", microseconds)
+        monkeypatch.setattr(timing, "interleave", interleave)
 
     return install

@@ -27,7 +27,7 @@ def test_times_are_kept_and_taken_from_the_cache_after_three_runs(cache):
         times.microseconds("op", lambda r=run: lambda: ran.append(r))
         times.save()
     assert set(ran) == set(range(measured.RUNS))
-    assert times.counts == {"ops_measured": 0, "ops_from_cache": 1}
+    assert (times.counts["ops_measured"], times.counts["ops_from_cache"]) == (0, 1)
     rows = json.loads(cache.read_text())
     assert list(rows) == [WHERE.place]
     assert rows[WHERE.place]["op, batch 1"][1] == measured.RUNS
@@ -41,7 +41,7 @@ def test_settings_and_batches_do_not_share_times(cache):
         assert OpTimes.opened(other).rows == {}
     other = OpTimes.opened(Setting("cpu", "float32", 1, 8))
     other.microseconds("op", lambda: lambda: None)
-    assert other.counts == {"ops_measured": 1, "ops_from_cache": 0}
+    assert (other.counts["ops_measured"], other.counts["ops_from_cache"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,39 @@ def test_a_damaged_cache_is_measured_again_and_mended(cache, text):
     row = json.loads(cache.read_text())[WHERE.place]["op, batch 1"]
     assert row[0] > 0
     assert row[1] == 1
+
+
+def test_ops_of_another_runtime_are_kept_apart(cache):
+    other = Setting("cpu", "float32", 1, 1, "openvino")
+    assert other.place.startswith(f"{WHERE.place}|openvino ")
+    first = OpTimes.opened(WHERE)
+    first.microseconds("op", lambda: lambda: None)
+    first.save()
+    assert OpTimes.opened(other).rows == {}
+
+
+def test_when_the_time_is_up_known_ops_keep_their_time_and_others_have_none(
+    cache, monkeypatch
+):
+    first = OpTimes.opened(WHERE)
+    time = first.microseconds("known", lambda: lambda: None)
+    first.save()
+    second = OpTimes.opened(WHERE)
+    second.spent = measured.BUDGET * measured.KNOWN_SHARE
+    assert second.microseconds("known", lambda: pytest.fail) == time
+    assert second.microseconds("new", lambda: lambda: None) is not None
+    second.spent = measured.BUDGET
+    assert second.microseconds("newer", lambda: pytest.fail) is None
+    counts = second.counts
+    assert (counts["ops_measured"], counts["ops_from_cache"]) == (1, 1)
+    assert counts["ops_not_timed"] == 1
+
+
+def test_timing_an_op_is_counted_also_when_it_fails(cache):
+    def fails():
+        raise RuntimeError("no such kernel")
+
+    times = OpTimes.opened(WHERE)
+    with pytest.raises(RuntimeError):
+        times.microseconds("op", fails)
+    assert times.spent > 0

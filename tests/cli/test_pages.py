@@ -15,6 +15,7 @@ from fastvit_cli import drawing
 from fastvit_cli import pages as report_pages
 from test_layers import ROOT
 
+from repcompiler import compile
 from repcompiler.report import RegionNode
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -89,6 +90,22 @@ def test_the_fusion_page_shows_time_and_error_of_each_region(pages, folder):
         for r in report["regions"]
     )
     assert f"All regions together take {saved:.3g} ms less" in text
+
+
+def test_a_page_takes_the_model_through_the_stages_once(
+    fastvit, net, folder, monkeypatch
+):
+    ran: list[str] = []
+    real = compile.run_capture
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            compile, "run_capture", lambda *a, **k: ran.append("") or real(*a, **k)
+        )
+        words = ("--report", "f.html", "--certificate", "c.json", "-o", "f.safetensors")
+        assert fastvit("fuse", net, *words).code == 0
+    assert len(ran) == 1
+    words = ("check", net, "f.safetensors", "--certificate", "c.json")
+    assert fastvit(*words).code == 0
 
 
 def test_a_report_without_a_page_times_nothing(fastvit, net, folder):

@@ -136,7 +136,7 @@ def test_errors_are_those_of_the_compilers_own_check():
     with torch.no_grad():
         truth = model.double()(x.double())
         found, own = wrong(x), model.float()(x)
-    ratio, distance = cells._errors(found, own, truth, "float32")
+    ratio, distance = cells.errors(found, own, truth, "float32")
     verdict = rc.verify(model, wrong, (x,))
     assert ratio == pytest.approx(verdict.error_ratio)
     assert distance == pytest.approx(

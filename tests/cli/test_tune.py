@@ -7,80 +7,16 @@ op and which plan is fast.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from fastvit_cli import measured, plans, timing
+from fastvit_cli.backends import BACKENDS
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import Card
-from fastvit_cli.measured import FILE, OpTimes
 from fastvit_cli.sources import load
 from torch import nn
-
-NET = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    input_size = (3, 16, 16)
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.row = nn.Conv2d(8, 8, (1, 5), padding=(0, 2))
-        self.column = nn.Conv2d(8, 8, (5, 1), padding=(2, 0))
-        self.head = nn.Linear(8, 5)
-        for tensor in (self.norm.running_mean, self.norm.running_var):
-            tensor.data.uniform_(0.5, 2.0)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.down(torch.relu(self.stem(x)))))
-        x = self.row(x) + self.column(x)
-        return self.head(torch.relu(x).mean((2, 3)))
-
-def build():
-    return Net().eval()
-
-class Bare(nn.Sequential):
-    input_size = (3, 16, 16)
-
-def bare():
-    return Bare(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-"""
-
-
-@pytest.fixture
-def cache(folder, monkeypatch):
-    """The file with times, in a cache of its own; and a net to tune."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.setattr(measured, "SECONDS", 0.0)
-    (folder / "tuned.py").write_text(NET)
-    return measured.machine.cache_folder() / FILE
-
-
-@pytest.fixture
-def clock(monkeypatch, cache):
-    """Says how long ops and plans take: by their key, by their name."""
-
-    def install(op=lambda key: 1.0, plan=lambda name: 1.0):
-        def microseconds(self, key, make):
-            make()()  # it runs all the same
-            self.fresh[key] = [op(key), 1]
-            return op(key)
-
-        def interleave(calls, seconds, *, min_rounds=0):
-            names = {name: plan(name) for name in calls}
-            for call in calls.values():
-                call()
-            return {k: [[v * (1 + i % 2)] for i in range(8)] for k, v in names.items()}
-
-        monkeypatch.setattr(OpTimes, "microseconds", microseconds)
-        monkeypatch.setattr(timing, "interleave", interleave)
-
-    return install
 
 
 def stacked_is_fast(key: str) -> float:
@@ -189,6 +125,23 @@ def test_writes_in_place_are_tried_on_the_fastest_plan(fastvit, folder, clock):
         assert origin["steps"] > 4
 
 
+# ---- the time that it takes --------------------------------------------------------
+
+
+def test_no_measured_time_is_compared_with_a_nominal_one(fastvit, cache, monkeypatch):
+    monkeypatch.setattr(measured, "BUDGET", 0.0)
+    found, result = tune(fastvit)
+    assert found["ops_measured"] == 0
+    assert found["ops_not_timed"] > 0
+    left_out = {row["plan"]: row["why"] for row in found["left_out"]}
+    assert left_out == {
+        f"regions by measured costs, {layout}": "the 0 s for timing ops were up"
+        for layout in ("contiguous", "channels last")
+    }
+    assert {row["plan"] for row in found["plans"]} == {"default", "channels last"}
+    assert "the next run goes on from there" in " ".join(result.err.split())
+
+
 # ---- files -------------------------------------------------------------------------
 
 
@@ -261,6 +214,12 @@ def test_the_real_clock_fills_the_cache(fastvit, cache):
     [
         (("--batch", "2"), "Add --tune."),
         (("--threads", "2"), "Add --tune."),
+        (("--backend", "openvino"), "Add --tune."),
+        (("--tune", "--backend", "tensorrt"), "One of eager, onnxruntime, openvino."),
+        (
+            ("--tune", "--backend", "onnxruntime", "--dtype", "bfloat16"),
+            "cannot be tuned for onnxruntime: onnxruntime does not run bfloat16.",
+        ),
         (("--tune", "--batch", "0"), "--batch 0 is not positive."),
         (("--tune", "--threads", "-1"), "--threads -1 is not positive."),
     ],
@@ -277,6 +236,14 @@ def test_a_fused_file_is_not_tuned(fastvit, net):
     assert result.code == 2
     assert "holds a fused form" in result.error
     assert f"fastvit fuse {net} --tune" in result.error
+
+
+def test_a_runtime_that_is_not_here_says_how_to_get_it(fastvit, net, monkeypatch):
+    lacking = replace(BACKENDS["openvino"], lacks=lambda: "pip install openvino")
+    monkeypatch.setitem(BACKENDS, "openvino", lacking)
+    result = fastvit("fuse", net, "--tune", "--backend", "openvino")
+    assert result.code == 2
+    assert "not installed: pip install openvino" in result.error
 
 
 def test_a_batch_that_the_model_does_not_take(fastvit, folder, net):
@@ -308,13 +275,15 @@ def test_profile_shows_the_tuned_form_beside_the_others(fastvit, clock):
     )
     assert result.code == 0, result.err
     document = json.loads(result.out)
-    assert document["models"][0]["tune"]["kept"] == "tuned"
+    tuned = document["models"][0]["tuned_in"]
+    assert document["models"][0]["tune"] == tuned["eager"]
+    assert list(tuned) == ["eager", "onnxruntime"]
+    for backend, found in tuned.items():
+        assert (found["kept"], found["backend"]) == ("tuned", backend)
     rows = {(r["form"], r["backend"]): r for r in document["measurements"]}
-    assert rows["tuned", "eager"]["equal"]
-    assert rows["tuned", "eager"]["milliseconds"] > 0
-    assert (
-        rows["tuned", "onnxruntime"]["skipped"] == "the tuned form is a plan for torch"
-    )
+    for backend in tuned:
+        assert rows["tuned", backend]["equal"]
+        assert rows["tuned", backend]["milliseconds"] > 0
     assert set(document["layers"][0]["forms"]) == {"train", "fused", "tuned"}
     assert document["layers"][0]["regions"]
     assert "1 conv stacked" in " ".join(result.err.split())
@@ -351,4 +320,5 @@ def test_the_command_that_makes_the_tuned_form_says_what_it_was_tuned_for():
     words = {"fused": [], "tuned": ["--tune", "--threads", "2"]}
     (advised,) = advice.advise(rows, words)
     assert advised.cell.form == "tuned"
-    assert advised.command == "fastvit fuse net -o net-tuned.pt2 --tune --threads 2"
+    command = "fastvit fuse net -o net-tuned.pt2 --tune --threads 2 --backend eager"
+    assert advised.command == command
