@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from fastvit_cli.errors import BadInput
 from fastvit_cli.files import all_or_nothing, check_writable
 from rich.console import Console
 
@@ -87,8 +86,6 @@ def open_screen(json_target: str | None, *, quiet: bool, debug: bool) -> Screen:
     Raises:
         BadInput: the file for JSON cannot be written.
     """
-    if json_target == "":
-        raise BadInput("--json needs a file name, or - for the standard output.")
     if json_target not in (None, "-"):
         check_writable(Path(json_target), "--json")
     stream = sys.stderr if json_target == "-" else sys.stdout

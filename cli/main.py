@@ -21,9 +21,19 @@ from fastvit_cli import (
     train,
 )
 from fastvit_cli.errors import Stop, one_line, summary
-from fastvit_cli.options import Version
+from fastvit_cli.options import Version, refuse_empty
+from typer.core import TyperCommand
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # click's ClickException, vendored
+
+
+class Command(TyperCommand):
+    """A command none of whose options may be empty: `--weights "$FILE"` of no FILE."""
+
+    def invoke(self, ctx: Any) -> Any:
+        refuse_empty(self.get_params(ctx), ctx.params)
+        return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="fastvit",
@@ -33,15 +43,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("fuse", epilog=fuse.EXAMPLES)(fuse.fuse)
-app.command("check", epilog=check.EXAMPLES)(check.check)
-app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
-app.command("audit", epilog=audit.EXAMPLES)(audit.audit)
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
-app.command("data", epilog=data.EXAMPLES)(data.data)
-app.command("models", epilog=models.EXAMPLES)(models.models)
+app.command("fuse", cls=Command, epilog=fuse.EXAMPLES)(fuse.fuse)
+app.command("check", cls=Command, epilog=check.EXAMPLES)(check.check)
+app.command("profile", cls=Command, epilog=profile.EXAMPLES)(profile.profile)
+app.command("audit", cls=Command, epilog=audit.EXAMPLES)(audit.audit)
+app.command("train", cls=Command, epilog=train.EXAMPLES)(train.train)
+app.command("eval", cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("predict", cls=Command, epilog=predict.EXAMPLES)(predict.predict)
+app.command("data", cls=Command, epilog=data.EXAMPLES)(data.data)
+app.command("models", cls=Command, epilog=models.EXAMPLES)(models.models)
 
 
 @app.callback()

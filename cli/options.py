@@ -107,6 +107,26 @@ Dtype = Annotated[
 ]
 
 
+def refuse_empty(parameters: list[Any], values: dict[str, Any]) -> None:
+    """See that no text that was given is empty: it would mean the folder one is in.
+
+    Raises:
+        BadInput: one is.
+    """
+    for parameter in parameters:
+        value = values.get(parameter.name)
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(text, str) and not text.strip() for text in texts):
+            is_option = parameter.param_type_name == "option"
+            name = max(parameter.opts, key=len) if is_option else parameter.metavar
+            raise BadInput(
+                f"{name.strip('[]…')} is empty.",
+                hint="Give it a value."
+                if parameter.required
+                else "Give it a value, or leave it out.",
+            )
+
+
 def parse_choice(option: str, text: str | None, known: tuple[str, ...]) -> Any:
     """The text itself, if it is one of the known ones or was not given.
 

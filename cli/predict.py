@@ -90,7 +90,7 @@ def predict(
         first = unreadable[0]
         rest = f" and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         raise BadInput(
-            f"{first['image'] or repr('')}{rest} cannot be read: {first['reason']}.",
+            f"{first['image']}{rest} cannot be read: {first['reason']}.",
             hint="The other images were predicted." if rows else "Name image files.",
         )
 

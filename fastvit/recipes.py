@@ -269,7 +269,9 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
     }
     crop, ratio = get("crop_scale"), get("crop_ratio")
     rates = {"min_lr": get("min_lr"), "warmup_lr": get("warmup_lr")}
+    names = ("opt", "train_split", "val_split")
     return {
+        **{key: (bool(get(key).strip()), "a name") for key in names},
         **{key: (get(key) >= n, f"{n} or more") for key, n in at_least.items()},
         **{key: (0 <= get(key) < float("inf"), "0 or more") for key in not_negative},
         **{key: (0 <= get(key) <= 1, "in [0, 1]") for key in shares},

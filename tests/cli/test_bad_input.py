@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import typer
 from fastvit_cli import fuse as fuse_command
+from fastvit_cli import main
 from reports import names
 
 import repcompiler as rc
@@ -19,7 +21,6 @@ CASES = [
     (["fuse", "timm:resnet5O"], "no model 'timm:resnet5O'", "timm:resnet50"),
     (["fuse", "torchvision:vgg1"], "no model", "torchvision:vgg1"),
     (["fuse", "sa12"], "no model 'sa12'", "Did you mean fastvit_sa12"),
-    (["fuse", ""], "no model ''", "fastvit models"),
     (["fuse", "zzzzzzzz"], "no model 'zzzzzzzz'", "fastvit models"),
     (["fuse", "missing.onnx"], "no file missing.onnx", "path"),
     (["fuse", "missing.pt2"], "no file missing.pt2", "path"),
@@ -73,7 +74,6 @@ CASES = [
     (["fuse", "net.py:build", "--report", "r.xml"], "'.xml'", ".json"),
     (["fuse", "net.py:build", "--report", "gone/r.json"], "no directory", "mkdir"),
     (["fuse", "net.py:build", "--json", "gone/r.json"], "no directory", "mkdir"),
-    (["fuse", "net.py:build", "--json", ""], "--json needs", "standard output"),
     (["fuse", "net.py:build", "-o", "/proc/net.pt2"], "cannot be written", "Name a"),
     (["models", "zzzzzzzz"], "no model 'zzzzzzzz'", "fastvit models"),
 ]
@@ -103,6 +103,47 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert remedy in result.error
     assert calls == []  # found out before the long work
     assert names(files) == before
+
+
+COMMANDS = typer.main.get_command(main.app).commands
+ARGUMENTS = {
+    "models": [],
+    "fuse": ["MODEL"],
+    "profile": ["MODEL"],
+    "audit": ["MODEL"],
+    "check": ["REFERENCE", "CANDIDATE"],
+    "train": ["DATA", "--model", "MODEL"],
+    "eval": ["DATA", "--model", "MODEL"],
+    "predict": ["MODEL", "IMAGE"],
+    "data": ["NAME", "DIR"],
+}
+VALUED = [
+    (name, max(parameter.opts, key=len))
+    for name, command in COMMANDS.items()
+    for parameter in command.params
+    if parameter.param_type_name == "option" and not parameter.is_flag
+]
+
+
+@pytest.mark.parametrize(("command", "option"), VALUED)
+def test_an_option_that_is_empty_is_named(fastvit, folder, command, option):
+    for empty in ("", "  "):
+        result = fastvit(command, *ARGUMENTS[command], option, empty)
+        assert result.code == 2
+        texts = f"Error: {option} is empty. Give it a value"
+        numbers = f"Error: Invalid value for '{option}'"
+        assert result.error.startswith((texts, numbers))
+
+
+@pytest.mark.parametrize("command", list(ARGUMENTS)[1:])
+def test_an_argument_that_is_empty_is_named(fastvit, folder, command):
+    for place, word in enumerate(ARGUMENTS[command]):
+        if not word.startswith("-"):
+            words = ARGUMENTS[command][:]
+            words[place] = ""
+            result = fastvit(command, *words)
+            assert result.code == 2
+            assert f"{word} IS EMPTY. GIVE IT A VALUE." in result.error.upper()
 
 
 def test_pretrained_weights_out_of_reach_say_so(fastvit, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import signal
 
 import pytest
+import timm
 import torch
 from torch.utils._pytree import tree_flatten
 from train_helpers import Recorder, Tiny, small
@@ -64,6 +65,23 @@ def test_a_run_killed_after_any_update_ends_as_if_it_had_not_been(run, tmp_path,
     for row, other in zip(whole.rows, outcome.history, strict=True):
         for key in ("train_loss", "val_loss", "top1", "lr"):
             assert row[key] == other[key]
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_a_killed_pupil_ends_as_if_it_had_not_been(run, tmp_path, kind):
+    torch.manual_seed(2)
+    teacher = timm.create_model("test_resnet", num_classes=3)
+    torch.save(teacher.state_dict(), tmp_path / "t.pth")
+    taught = {"teacher": "test_resnet", "teacher_weights": str(tmp_path / "t.pth")}
+    recipe = small(checkpoint_updates=1, kind=kind, **taught)
+    run(recipe, "whole")
+    with pytest.raises(Stopped):
+        run(recipe, "killed", stop_at(4))
+    run(recipe, "killed", resume=True)
+    assert_same_state(state(tmp_path / "whole"), state(tmp_path / "killed"))
+    run(small(), "untaught")
+    alone, pupil = (state(tmp_path / n)["model"] for n in ("untaught", "whole"))
+    assert not torch.equal(alone["head.weight"], pupil["head.weight"])
 
 
 def test_workers_and_accumulation_order_do_not_change_the_images(run, tmp_path):
