@@ -50,8 +50,8 @@ MODELS = (
     "torchvision:shufflenet_v2_x0_5 torchvision:googlenet"
 ).split()
 PLANTED_IN = (
-    "fastvit_t8 timm:repvgg_a0 timm:mobileone_s0 timm:repvit_m0_9 timm:resnet18 "
-    "timm:efficientnet_b0 timm:regnety_002 torchvision:mobilenet_v2"
+    "fastvit_t8 fastvit_sa12 timm:repvgg_a0 timm:mobileone_s0 timm:repvit_m0_9 "
+    "timm:resnet18 timm:efficientnet_b0 timm:regnety_002 torchvision:mobilenet_v2"
 ).split()
 DTYPES = ("float32", "bfloat16", "float16")
 SIZE = (3, 64, 64)

@@ -1,22 +1,26 @@
 """Fuse every model of the installed packages, one process each, and keep score.
 
-    python tests/zoo/survey.py run [--package timm] [--families] [--minutes M]
+    python tests/zoo/survey.py run [--package timm …] [--families] [--minutes M]
     python tests/zoo/survey.py report          # docs/coverage.md from the JSON
 
 A record is kept for each model in `tests/zoo/survey.json`, under the versions of its
 package and of torch and a fingerprint of the compiler's source; what is there and
 current is not run again. The smallest member of every family of every package comes
-first, then the second, and so on to every name.
+first, then the second, and so on to every name. The first of each family is fused
+through the other door as well. Of a model that is too large for the machine the graph
+is captured, without weights. Several surveys may run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import itertools
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import warnings
@@ -30,7 +34,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECORDS = HERE / "survey.json"
-SECONDS = 240
+SECONDS = 300  # of the processor, for one model
+PATIENCE = 4  # times as long by the clock, on a machine that has other work
 MEMORY = 10 * 2**30
 MOST_PARAMETERS = 120e6
 
@@ -66,7 +71,7 @@ def _smallness(name: str) -> tuple[int, int, str]:
 # ---- one model, in a process of its own --------------------------------------------
 
 
-def survey_one(package: str, name: str) -> dict[str, Any]:
+def survey_one(package: str, name: str, both_doors: bool) -> dict[str, Any]:
     """Fuse one model and compare it with the best peer that keeps the function."""
     import torch
     from helpers import randomise
@@ -80,7 +85,7 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     parameters = _parameters_on_meta(package, name)
     if parameters > MOST_PARAMETERS:
-        return {"status": "too large", "params": parameters}
+        return {"params": parameters, **captured_only(package, name)}
     model, inputs = PACKAGES[package].build(name)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters > MOST_PARAMETERS:
@@ -88,14 +93,48 @@ def survey_one(package: str, name: str) -> dict[str, Any]:
     model = model.eval() if package in TRAINED else randomise(model)
     with torch.no_grad():
         model(*inputs)
+    clock, processor = time.perf_counter(), time.process_time()
     fused = repcompiler.fuse(model, inputs, samples=2)
+    share = (time.process_time() - processor) / (time.perf_counter() - clock)
     rivals = {k: left_by(p, model, inputs) for k, p in peers().items()}
     return {
         **record_of(fused.report),
         "params": parameters,
+        "share": round(min(1.0, share), 3),
         "peers": rivals,
         "leftovers": leftovers(fused.model, fused.report.kept),
+        **(through_the_other(fused.report, model, inputs) if both_doors else {}),
     }
+
+
+def through_the_other(report: Any, model: Any, inputs: Any) -> dict[str, Any]:
+    """The verdict and the ops through `torch.export`, where tracing came first."""
+    import repcompiler
+
+    if report.capture != "symbolic_trace":
+        return {}
+    try:
+        other = repcompiler.fuse(model, inputs, samples=1, capture="export").report
+    except repcompiler.RepCompilerError as error:
+        return {"export": {"status": "closed", "note": first_line(error)}}
+    return {"export": {"status": other.equivalence.verdict, "ops": other.ops.after}}
+
+
+def captured_only(package: str, name: str) -> dict[str, Any]:
+    """Which door opens a model whose weights there is no memory for.
+
+    It and its input are made on the meta device, which has shapes and no numbers, so
+    nothing can be fused or compared.
+    """
+    import torch
+    from packages import PACKAGES
+
+    from repcompiler.capture import run_capture
+
+    with torch.device("meta"):
+        model, inputs = PACKAGES[package].build(name)
+    found = run_capture(model.eval(), inputs, door="auto", check=False)
+    return {"status": "too large", "captured": found.door}
 
 
 def _parameters_on_meta(package: str, name: str) -> int:
@@ -132,17 +171,22 @@ def _by_type(report: Any) -> tuple[dict[str, int], dict[str, int]]:
     return report.ops.before_by_type, report.ops.after_by_type
 
 
-def child(package: str, name: str, answer: Connection) -> None:
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def child(package: str, name: str, both_doors: bool, answer: Connection) -> None:
     """Survey one model within the limits, and send the record."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
     warnings.simplefilter("ignore")
     try:
-        record = survey_one(package, name)
+        record = survey_one(package, name, both_doors)
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        record = {"status": "error", "note": f"{type(error).__name__}: {text}"}
+        note = f"{type(error).__name__}: {first_line(error)}"
+        record = {"status": "error", "note": note}
     answer.send(record)
 
 
@@ -155,14 +199,16 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
 
     compiler = fingerprint()
     deadline = time.monotonic() + 60 * options.minutes
+    families: set[tuple[str, str]] = set()
     for package, family, name in wanted:
-        key = f"{package}:{name}"
+        key, first = f"{package}:{name}", (package, family) not in families
+        families.add((package, family))
         stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {compiler}"
         if options.match not in name or _records().get(key, {}).get("stamp") == stamp:
             continue
         if time.monotonic() > deadline:
             break
-        record = _in_process(package, name)
+        record = _in_process(package, name, first)
         _keep(key, {"stamp": stamp, "family": family, **record})
         print(f"{key}: {record['status']} {record.get('ops', record.get('note'))}")
         sys.stdout.flush()
@@ -187,24 +233,30 @@ def _records() -> dict[str, Any]:
 
 
 def _keep(key: str, record: dict[str, Any]) -> None:
-    records = {**_records(), key: record}
-    temporary = RECORDS.with_suffix(".tmp")
-    temporary.write_text(json.dumps(records, indent=0, sort_keys=True) + "\n")
-    temporary.replace(RECORDS)
+    """Add a record; another survey may add one at the same time."""
+    with open(HERE / ".survey.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        records = {**_records(), key: record}
+        temporary = RECORDS.with_suffix(".tmp")
+        temporary.write_text(json.dumps(records, indent=0, sort_keys=True) + "\n")
+        temporary.replace(RECORDS)
 
 
-def _in_process(package: str, name: str) -> dict[str, Any]:
+def _in_process(package: str, name: str, both_doors: bool) -> dict[str, Any]:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(package, name, theirs))
+    task = (package, name, both_doors, theirs)
+    process = context.Process(target=child, args=task)
     process.start()
     theirs.close()
     try:
-        if not ours.poll(SECONDS):
-            return {"status": "timeout", "note": f"over {SECONDS} s"}
+        if not ours.poll(SECONDS * PATIENCE):
+            return {"status": "timeout", "note": f"over {SECONDS * PATIENCE} s"}
         return ours.recv()
     except EOFError:
         process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            return {"status": "timeout", "note": f"over {SECONDS} s of processor time"}
         return {"status": "crash", "note": f"exit code {process.exitcode}"}
     finally:
         process.kill()
@@ -224,7 +276,7 @@ def wanted(packages: Iterable[str], families: bool) -> Iterator[tuple[str, str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["run", "report"])
-    parser.add_argument("--package", default="all")
+    parser.add_argument("--package", nargs="+", default=["all"])
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--match", default="")
     parser.add_argument("--families", action="store_true", help="one of each family")
@@ -237,7 +289,7 @@ def main() -> None:
 
         write(_records(), ROOT / "docs" / "coverage.md")
         return
-    chosen = list(PACKAGES) if options.package == "all" else [options.package]
+    chosen = list(PACKAGES) if options.package == ["all"] else options.package
     absent = {package: missing(package) for package in chosen}
     for problem in filter(None, absent.values()):
         print(problem, file=sys.stderr)

@@ -28,6 +28,7 @@ def page(records: Records) -> str:
         "## Summary\n\n" + _table(["", "Models"], _summary(records, done)),
         "## Packages\n\n" + _table(PACKAGE_COLUMNS, _packages(records)),
         "## Against the best peer that keeps the function\n\n" + _against(done),
+        "## Both doors\n\n" + _both_doors(done),
         "## Why affine ops stay\n\n" + _table(["Op: reason", "Ops"], _reasons(done)),
         "## Left without a reason\n\n" + _left_over(done),
         "## What failed\n\n"
@@ -49,6 +50,8 @@ def _summary(records: Records, done: Records) -> list[list[object]]:
     doors = Counter(v["door"] for v in done.values())
     norms = [v["norms"] for v in done.values()]
     rows: list[list[object]] = [[f"verdict: {k}", n] for k, n in status.most_common()]
+    opened = sum(v.get("captured") is not None for v in records.values())
+    rows += [["of the too large, captured without weights", opened]]
     rows += [[f"captured by {door}", n] for door, n in doors.most_common()]
     rows += [
         ["batch norms before", sum(before for before, _ in norms)],
@@ -114,6 +117,25 @@ def _against(done: Records) -> str:
     return text + ("\n" + _table(["Model", "Ours", "Peer"], worse) if worse else "")
 
 
+def _both_doors(done: Records) -> str:
+    """Models that tracing opens, fused through `torch.export` as well."""
+    both = {k: v for k, v in done.items() if "export" in v}
+    opened = {k: v for k, v in both.items() if v["export"]["status"] != "closed"}
+    pairs = {k: (v["ops"][1], v["export"]["ops"]) for k, v in opened.items()}
+    rows = [
+        [k, *pairs[k], v["export"]["status"]]
+        for k, v in opened.items()
+        if len({*pairs[k]}) > 1 or v["export"]["status"] != "equal"
+    ]
+    text = (
+        f"Of {len(both)} models that were traced and fused through `torch.export` as "
+        f"well, the second door opens for {len(opened)}. As many ops are left, and "
+        f"both are equal, in {len(opened) - len(rows)}.\n"
+    )
+    head = ["Model", "Ops by trace", "Ops by export", "Verdict of export"]
+    return text + ("\n" + _table(head, rows) if rows else "")
+
+
 def _reasons(done: Records) -> list[list[object]]:
     total: Counter[str] = Counter()
     for record in done.values():
@@ -160,10 +182,10 @@ def _time(done: Records) -> str:
     median, total = statistics.median(seconds.values()), len(seconds)
     over = sum(value > 60 for value in seconds.values())
     head = (
-        f"Capture (but not `torch.export`), fusing and every check, on a machine that "
-        f"was busy with other work: median {median:.1f} s over {total} models, {over} "
-        "over 60 s. The slowest, in seconds a stage (lower builds the kernels and "
-        "checks each region; verify runs the whole model in float64):\n\n"
+        f"Capture (but not `torch.export`), fusing and every check, in seconds of one "
+        f"processor: median {median:.1f} s over {total} models, {over} over 60 s. The "
+        "slowest, with the seconds of each stage by the clock (lower builds the "
+        "kernels and checks each region; verify runs the whole model in float64):\n\n"
     )
     return head + _table(["Slowest", "Total", "Door", *STAGES], rows)
 
@@ -172,4 +194,5 @@ def _own_time(record: Record) -> float:
     spent = record["seconds"]
     traced = record["door"] == "symbolic_trace"
     stages = STAGES if traced else STAGES[1:]
-    return sum(spent.get(stage, 0.0) for stage in stages)
+    # Taken by the clock, of which other work on the machine had a share.
+    return record.get("share", 1.0) * sum(spent.get(stage, 0.0) for stage in stages)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import packages
+import survey
 from survey import wanted
 from survey_report import best_peer, page
 
@@ -19,6 +22,7 @@ RECORD = {
     "leftovers": ["batch_norm bn"],
     "kept": {"batch_norm: no_neighbour": 2},
 }
+LARGE = {"stamp": "timm torch abc", "status": "too large", "captured": "export"}
 FAILED = {"stamp": "timm torch abc", "status": "error", "note": "a | b"}
 
 
@@ -32,6 +36,50 @@ def test_page_counts_what_the_records_hold() -> None:
     assert "median 3.0 s over 1 models, 0 over 60 s" in text
     assert "| timm | 2 | 1 | 0 | 0 | 1 | 1 | 0 | 0 | 3 | 0 | 10 | 4 |" in text
     assert "| timm:a | batch_norm bn |" in text
+
+
+def test_page_tells_where_the_doors_differ() -> None:
+    def by_export(status: str, **more: int) -> dict:
+        return {**RECORD, "export": {"status": status, **more}}
+
+    text = page(
+        {
+            "timm:same": by_export("equal", ops=4),
+            "timm:more": by_export("equal", ops=5),
+            "timm:wrong": by_export("different", ops=4),
+            "timm:closed": by_export("closed"),
+            "timm:untried": RECORD,
+        }
+    )
+    assert "Of 4 models" in text and "opens for 3." in text and "in 1.\n" in text
+    assert "| timm:more | 4 | 5 | equal |" in text
+    assert "| timm:wrong | 4 | 4 | different |" in text
+    assert "| timm:same | 4 | 4 |" not in text
+
+
+def test_page_counts_what_was_captured_without_weights() -> None:
+    lost = {**LARGE, "captured": None}
+    text = page({"timm:a": LARGE, "timm:b": lost, "timm:c": RECORD})
+    assert "| of the too large, captured without weights | 1 |" in text
+
+
+def test_time_is_that_of_the_processor() -> None:
+    text = page({"timm:a": {**RECORD, "share": 0.5}})
+    assert "median 1.5 s over 1 models" in text
+
+
+def test_a_model_over_the_limit_is_told_from_a_crash(monkeypatch) -> None:
+    def spin(*_: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(survey, "survey_one", spin)
+    monkeypatch.setattr(survey, "SECONDS", 1)
+    record = survey._in_process("timm", "any", False)
+    assert record == {"status": "timeout", "note": "over 1 s of processor time"}
+    monkeypatch.setattr(survey, "survey_one", lambda *_: os._exit(3))
+    record = survey._in_process("timm", "any", False)
+    assert record == {"status": "crash", "note": "exit code 3"}
 
 
 def test_a_peer_with_another_output_is_no_peer() -> None:
