@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvit_cli import charts, drawing, machine, tune_view
+from fastvit_cli.profile_view import best_of
 from fastvit_cli.render import group, human, relative
 
 SMALLEST = 1e-17  # the least error that has a bar
@@ -93,6 +94,7 @@ def profile(document: dict[str, Any]) -> str:
         charts=charts,
         skipped=sorted(skipped),
         layers=[_layers(row, document["roofline"]) for row in document["layers"]],
+        best_of=best_of(document["roofline"]) if document["roofline"] else "",
     )
 
 

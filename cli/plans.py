@@ -37,6 +37,7 @@ class Task:
         door: how the compiler gets the graph.
         batch: samples of one call; 1 where the model fixes its batch.
         seconds: for each of the two timings of whole models.
+        regions: whether measured costs may choose other regions; it takes longest.
         dynamic_batch: whether the model takes any number of samples.
         exports: ONNX files of the model's plans, for who tunes it more than once.
     """
@@ -46,6 +47,7 @@ class Task:
     setting: Setting
     door: str = "auto"
     seconds: float = 3.0
+    regions: bool = True
     dynamic_batch: bool = True
     exports: Exports | None = None
 
@@ -106,7 +108,7 @@ def candidates(task: Task, times: OpTimes, stage: Stage) -> Candidates:
         plains[last] = make(task, words, rc.Tuning(channels_last=last))
         found.add(plains[last])
         found.add(_respelled(task, plains[last], times))
-    for last, layout in LAYOUTS.items():
+    for last, layout in LAYOUTS.items() if task.regions else ():
         stage(f"time ops, {layout}")
         costs = times.costs(channels_last=last)
         merged = _measured_plan(task, costs, plains[last])

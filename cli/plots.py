@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from fastvit_cli.files import all_or_nothing
 
 SHOWN = 20  # ops with bars of their own
-COLOURS = ("#b4450f", "#1f5fbf")  # the first form, the last
+COLOURS = {"fused": "#1f5fbf", "tuned": "#14713f"}
+OTHER = "#b4450f"  # as it was loaded
+MARKERS = "o^sDvP*X"  # of the models
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
@@ -53,17 +56,16 @@ def _roofline(figure: Any, document: dict[str, Any]) -> None:
     for name, rate in (("in cache", max(roof["gbs"])), ("memory", roof["gbs"][-1])):
         label = f"{name}, {rate:.3g} GB/s"
         axis.plot(x, np.minimum(roof["gflops"], x * rate), lw=1, label=label)
-    for row in document["layers"]:
-        forms = list(row["forms"].items())
-        for (form, facts), colour in zip(forms, COLOURS[-len(forms) :]):
+    for row, marker in zip(document["layers"], itertools.cycle(MARKERS)):
+        for form, facts in row["forms"].items():
             ops = [op for op in facts["layers"] if op["macs"]]
             places = [2 * op["macs"] / op["bytes"] for op in ops]
             heights = [op["gflops"] for op in ops]
             share = [op["milliseconds"] / facts["milliseconds"] for op in ops]
             sizes = [15 + 1500 * part for part in share]
             label = f"{row['model']}, {form}"
-            style = {"alpha": 0.5, "color": colour, "linewidths": 0, "label": label}
-            axis.scatter(places, heights, sizes, **style)
+            style = {"alpha": 0.5, "color": COLOURS.get(form, OTHER), "linewidths": 0}
+            axis.scatter(places, heights, sizes, marker=marker, label=label, **style)
     axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
     axis.set_title(f"Roofline, {document['device']['name']}, eager")
     legend = axis.legend(frameon=False, fontsize="small")
@@ -73,10 +75,17 @@ def _roofline(figure: Any, document: dict[str, Any]) -> None:
     axis.grid(alpha=0.3)
 
 
+def _below(figure: Any, bars: list[int]) -> Any:
+    """One chart below the other, each as high as its bars need."""
+    heights = [1.2 + 0.22 * max(number, 4) for number in bars]
+    figure.set_size_inches(10, sum(heights))
+    return figure.subplots(len(bars), 1, squeeze=False, height_ratios=heights)[:, 0]
+
+
 def _layers(figure: Any, document: dict[str, Any]) -> None:
     """The slowest ops of the last form of each model."""
     rows = document["layers"]
-    for axis, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows):
+    for axis, row in zip(_below(figure, [SHOWN] * len(rows)), rows):
         form, facts = list(row["forms"].items())[-1]
         slow = sorted(facts["layers"], key=lambda op: -op["milliseconds"])[:SHOWN]
         slow.reverse()
@@ -96,12 +105,14 @@ def _backends(figure: Any, document: dict[str, Any]) -> None:
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     several = len({row["model"] for row in rows}) > 1
     keys = (("model",) if several else ()) + ("form", "backend", "dtype")
-    for axis, batch in zip(figure.subplots(1, len(batches), squeeze=False)[0], batches):
-        mine = [row for row in rows if row["batch"] == batch][::-1]
+    of_batch = {batch: [r for r in rows if r["batch"] == batch] for batch in batches}
+    axes = _below(figure, [len(found) for found in of_batch.values()])
+    for axis, (batch, found) in zip(axes, of_batch.items()):
+        mine = found[::-1]
         times = [row["milliseconds"] for row in mine]
         errors = [row["milliseconds"] * row["spread"] for row in mine]
-        fused = [COLOURS[row["form"] == "fused"] for row in mine]
-        bars = axis.barh(range(len(mine)), times, xerr=errors, color=fused)
+        colours = [COLOURS.get(row["form"], OTHER) for row in mine]
+        bars = axis.barh(range(len(mine)), times, xerr=errors, color=colours)
         axis.bar_label(bars, fmt=" %.3g", fontsize=8)
         names = [", ".join(row[key] for key in keys) for row in mine]
         axis.set_yticks(range(len(mine)), names, fontsize=8)

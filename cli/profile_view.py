@@ -24,11 +24,13 @@ def show(out: Console, result: Profile, layers: int = 0) -> None:
     for row in result.models:
         uncounted(out, row)
     out.print()
-    for batch in dict.fromkeys(cell.batch for cell in result.cells):
-        out.print(measurements([c for c in result.cells if c.batch == batch], batch))
+    for batch, model in dict.fromkeys((c.batch, c.model) for c in result.cells):
+        rows = [c for c in result.cells if (c.batch, c.model) == (batch, model)]
+        if any(cell.timing for cell in rows):
+            out.print(measurements(rows))
     skipped(out, result.cells)
     for row in result.layers if layers else ():
-        slowest(out, row, layers)
+        slowest(out, row, layers, result.roofline)
         regions(out, row)
     for note in result.notes:
         out.print(Text(f"Note: {note}.", "yellow"))
@@ -77,29 +79,21 @@ def _times(found: dict[str, int]) -> str:
     return ", ".join(f"{n} {times}x" if times else n for n, times in found.items())
 
 
-def measurements(cells: list[Cell], batch: int) -> Table:
-    """The cells of one batch size; times are of the whole batch."""
-    several = len({cell.model for cell in cells}) > 1
+def measurements(cells: list[Cell]) -> Table:
+    """The cells of one model at one batch size; times are of the whole batch."""
     columns = [("Form", False), ("Backend", False), ("Dtype", False)]
     numbers = ("ms", "±", "x", "Error ratio", "Peak")
     table = _table(
-        *([("Model", False)] if several else []),
         *columns,
         *((name, True) for name in numbers),
-        title=f"Batch {batch}",
+        title=f"{cells[0].model}, batch {cells[0].batch}",
     )
-    for model in dict.fromkeys(cell.model for cell in cells):
-        rows = [cell for cell in cells if cell.model == model and cell.timing]
-        if not rows:
-            continue
-        first = rows[0].timing
-        best = min(rows, key=lambda cell: cell.timing.median)
-        for cell in rows:
-            labels = [cell.form, cell.backend, cell.dtype]
-            style = "bold" if cell is best else None
-            cells_ = [*([model] if several else []), *labels, *_figures(cell, first)]
-            table.add_row(*cells_, style=style)
-        table.add_section()
+    rows: list[Any] = [cell for cell in cells if cell.timing]
+    best = min(rows, key=lambda cell: cell.timing.median)
+    for cell in rows:
+        labels = [cell.form, cell.backend, cell.dtype]
+        style = "bold" if cell is best else None
+        table.add_row(*labels, *_figures(cell, rows[0].timing), style=style)
     return table
 
 
@@ -119,7 +113,9 @@ def _figures(cell: Cell, first: Any) -> tuple[str, ...]:
     )
 
 
-def slowest(out: Console, row: dict[str, Any], number: int) -> None:
+def slowest(
+    out: Console, row: dict[str, Any], number: int, roof: dict[str, Any]
+) -> None:
     """The ops of the last form that take longest, against the roofline."""
     form, facts = list(row["forms"].items())[-1]
     total = facts["milliseconds"]
@@ -139,7 +135,14 @@ def slowest(out: Console, row: dict[str, Any], number: int) -> None:
     out.print(table)
     least = facts["at_roofline"]
     line = f"All ops together {total:.3g} ms; at this device's roofline {least:.3g} ms"
-    out.print(Text(f"{line}. --json and --html have them all.", "dim"))
+    out.print(Text(f"{line} ({best_of(roof)}).", "dim"))
+    out.print(Text("--json and --html have every op.", "dim"))
+
+
+def best_of(roof: dict[str, Any]) -> str:
+    """How often the roofline was measured, and when it was last bettered."""
+    runs = f"{roof['runs']} run{'s' if roof['runs'] != 1 else ''}"
+    return f"the best of {runs} here, last bettered {roof['bettered']}"
 
 
 def regions(out: Console, row: dict[str, Any]) -> None:

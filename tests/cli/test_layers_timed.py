@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -29,7 +30,7 @@ class Net(nn.Module):
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and a device that is measured in no time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    speeds = iter((3.0, 5.0, 4.0, 9.0))
+    speeds = iter((3.0, 5.0, 4.0, 9.0, 8.0))
 
     def measure(device, dtype):
         speed = next(speeds)
@@ -68,15 +69,49 @@ def test_the_roof_is_that_of_the_working_set():
     assert half.share(ROOF) == pytest.approx(0.5)
 
 
-def test_a_roofline_is_the_best_of_three_runs_and_then_kept(cache):
-    speeds = [roofline.measured("cpu", "float32", 1).gbs[0] for _ in range(4)]
-    assert speeds == [3.0, 5.0, 5.0, 5.0]
+def test_a_roofline_is_the_best_that_was_ever_measured_and_says_when(
+    cache, monkeypatch
+):
+    days = iter(("2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04"))
+
+    class Day(datetime.date):
+        @classmethod
+        def today(cls):
+            return cls.fromisoformat(next(days))
+
+    monkeypatch.setattr(roofline.datetime, "date", Day)
+    found = [roofline.measured("cpu", "float32", 1) for _ in range(3)]
+    assert [roof.gbs[0] for roof in found] == [3.0, 5.0, 5.0]
+    assert [roof.gflops for roof in found] == [30.0, 50.0, 50.0]
+    assert [roof.runs for roof in found] == [1, 2, 3]
+    assert [roof.bettered for roof in found] == ["2026-01-01"] + ["2026-01-02"] * 2
     (row,) = json.loads(cache.read_text()).values()
-    assert row["runs"] == 3
+    assert (row["runs"], row["bettered"]) == (3, "2026-01-02")
     assert roofline.measured("cpu", "float32", 2).gbs[0] == 9.0  # threads count
+    assert roofline.measured("cpu", "float32", 2).gbs[0] == 9.0
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"a": 3}', '{"a": {"runs": 9}}'])
+WHOLE = {"runs": 1, "gflops": 1e9, "gbs": [1e9] * 6, "bettered": "2026-01-01"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(3, {}, {"runs": 9}, {**WHOLE, "gbs": 7}, {**WHOLE, "gbs": [1e9]}),
+        *({**WHOLE, "gflops": "1"}, {**WHOLE, "gflops": float("inf")}),
+        *({**WHOLE, "bettered": "today"}, {**WHOLE, "bettered": None}),
+    ],
+)
+def test_a_damaged_row_is_measured_again(cache, row):
+    roofline.measured("cpu", "float32", 1)
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: row}))
+    assert roofline.measured("cpu", "float32", 1).gflops == 50.0
+    cache.write_text(json.dumps({key: WHOLE}))
+    assert roofline.measured("cpu", "float32", 1).gflops == 1e9
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 3}'])
 def test_a_damaged_cache_is_measured_again(cache, text):
     cache.parent.mkdir()
     cache.write_text(text)
@@ -112,9 +147,11 @@ def test_a_profile_times_every_op_and_region(fastvit, net, cache, folder):
     assert document["roofline"]["gbs"][0] == 3.0
     assert "Slowest ops of net.py:build, fused" in result.err
     assert "Regions fused" in result.err
+    assert "the best of 1 run here, last bettered" in " ".join(result.err.split())
     page = (folder / "n.html").read_text(encoding="utf-8")
     assert page.count("<circle") == 2 + 2  # each conv and each linear layer
     assert page.count("<polyline") == 2
+    assert "The roofline is the best of 1 run here" in page
     pictures = sorted((folder / "pictures").iterdir())
     assert [path.name for path in pictures] == [
         "backends.png",
