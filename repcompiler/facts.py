@@ -217,6 +217,7 @@ def _rank_hangs_on_sizes(node: Node, before: Any, after: Any) -> bool:
 
 
 def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:
+    args, kwargs = _on_meta(node, args), _on_meta(node, kwargs)
     try:
         if node.op == "call_module":
             return _run_module(facts.submodule(node), args, kwargs)
@@ -229,6 +230,20 @@ def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:
         return pytree.tree_map(_to_meta, result)
     except Exception:  # any op may refuse meta tensors; then it is unknown
         return UNKNOWN
+
+
+def _on_meta(node: Node, args: Any) -> Any:
+    """The arguments with every device that they name replaced: all values are there."""
+    meta, moves = torch.device("meta"), op_name(node) == "to"
+
+    def replaced(leaf: Any) -> Any:
+        named = moves and isinstance(leaf, str)
+        return meta if named or isinstance(leaf, torch.device) else leaf
+
+    found = pytree.tree_map(replaced, args)
+    if isinstance(found, dict) and isinstance(found.get("device"), str):
+        return {**found, "device": meta}
+    return found
 
 
 def _run_module(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -268,7 +283,7 @@ _ELEMENTWISE_MODULES = (
 _ELEMENTWISE_NAMES = frozenset(
     "relu relu_ relu6 gelu silu silu_ sigmoid sigmoid_ tanh hardswish hardswish_ "
     "hardsigmoid leaky_relu leaky_relu_ elu mish dropout batch_norm layer_norm "
-    "group_norm neg".split()
+    "group_norm neg cpu cuda".split()
 )
 
 
