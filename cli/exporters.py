@@ -98,13 +98,27 @@ class Artefact:
 
 
 def rebatch(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
-    """Inputs of another batch size: the same samples, each scaled differently."""
+    """Inputs of another batch size: the first sample, each time scaled differently.
+
+    Raises:
+        BadInput: there is not so much memory.
+    """
     import torch
 
-    return tuple(
-        torch.cat([value[:1] * (1 + index) for index in range(batch)])
-        for value in inputs
-    )
+    found: list[Tensor] = []
+    for value in inputs:
+        try:
+            made = value.new_empty((batch, *value.shape[1:]))
+        except RuntimeError as error:
+            raise BadInput(
+                f"a batch of {batch} does not fit into memory.",
+                hint="Use a smaller --batch.",
+            ) from error
+        made[:] = value[:1]
+        for index in range(1, batch if value.dtype != torch.bool else 0):
+            made[index] *= 1 + index
+        found.append(made)
+    return tuple(found)
 
 
 def write_pt2(artefact: Artefact, path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from fastvit_cli.files import all_or_nothing
 
 SHOWN = 20  # ops with bars of their own
+LONGEST = 64  # characters of an op's name
 COLOURS = {"fused": "#1f5fbf", "tuned": "#14713f"}
 OTHER = "#b4450f"  # as it was loaded
 MARKERS = "o^sDvP*X"  # of the models
@@ -53,9 +54,11 @@ def _roofline(figure: Any, document: dict[str, Any]) -> None:
 
     axis, roof = figure.subplots(), document["roofline"]
     x = np.geomspace(0.05, 2000, 200)
-    for name, rate in (("in cache", max(roof["gbs"])), ("memory", roof["gbs"][-1])):
+    roofs = (("in cache", max(roof["gbs"]), "-"), ("memory", roof["gbs"][-1], "--"))
+    for name, rate, dashes in roofs:
+        style = {"lw": 1, "color": "black", "ls": dashes}
         label = f"{name}, {rate:.3g} GB/s"
-        axis.plot(x, np.minimum(roof["gflops"], x * rate), lw=1, label=label)
+        axis.plot(x, np.minimum(roof["gflops"], x * rate), label=label, **style)
     for row, marker in zip(document["layers"], itertools.cycle(MARKERS)):
         for form, facts in row["forms"].items():
             ops = [op for op in facts["layers"] if op["macs"]]
@@ -89,7 +92,7 @@ def _layers(figure: Any, document: dict[str, Any]) -> None:
         form, facts = list(row["forms"].items())[-1]
         slow = sorted(facts["layers"], key=lambda op: -op["milliseconds"])[:SHOWN]
         slow.reverse()
-        names = [f"{op['name']}  {op['op']}"[-48:] for op in slow]
+        names = [_ended(f"{op['name']}  {op['op']}") for op in slow]
         bars = axis.barh(range(len(slow)), [op["milliseconds"] for op in slow])
         shares = [f" {op['share_of_roofline']:.0%}" for op in slow]
         axis.bar_label(bars, shares, fontsize=7)
@@ -97,6 +100,11 @@ def _layers(figure: Any, document: dict[str, Any]) -> None:
         axis.margins(x=0.12)
         axis.set_xlabel("ms; per cent of the roofline")
         axis.set_title(f"{row['model']}, {form}, batch {row['batch']}, eager")
+
+
+def _ended(text: str) -> str:
+    """The end of a name, which says more than its start."""
+    return text if len(text) <= LONGEST else "…" + text[1 - LONGEST :]
 
 
 def _backends(figure: Any, document: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,9 +177,9 @@ def profile(
         backends=_choices("--backend", backend, known) or known,
         dtypes=_choices("--dtype", dtype, ANY),
         threads=common.set_threads(threads),
-        seconds=max(seconds, 0.0),
+        seconds=_not_negative("--seconds", seconds),
         html=_page(html),
-        layers=max(layers, 0),
+        layers=_not_negative("--layers", layers),
         png=_folder(png),
         tune=tune,
     )
@@ -197,6 +198,12 @@ def _positive(option: str, numbers: list[int]) -> tuple[int, ...]:
             f"{option} {min(numbers)} is not positive.", hint="Use 1 or more."
         )
     return _unique(option, numbers)
+
+
+def _not_negative(option: str, number: Any) -> Any:
+    if not 0 <= number < math.inf:
+        raise BadInput(f"{option} {number} is no such number.", hint="Use 0 or more.")
+    return number
 
 
 def _choices(
@@ -277,9 +284,11 @@ def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
         stage("time every op")
         result.roofline, result.layers = layers.survey(grids, states, job)
         timed = {row["model"] for row in result.layers}
-        without = ", ".join(text for text in job.models if text not in timed)
-        if without:
-            result.notes.append(f"{without}: no one graph, so that no op is timed")
+        for grid in (grid for grid in grids if grid.name not in timed):
+            first = next(iter(grid.forms.values()))
+            fixed = not first.dynamic_batch and job.batches[0] != 1
+            why = "a fixed batch size" if fixed else "no one graph"
+            result.notes.append(f"{grid.name}: {why}, so that no op is timed")
     result.notes += _notes(result)
     words = recipe_words(job.options)
     tuning = ["--tune", "--threads", str(job.threads), "--batch", str(job.batches[0])]

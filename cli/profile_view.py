@@ -16,18 +16,21 @@ if TYPE_CHECKING:
     from fastvit_cli.profile import Profile
 
 
+WIDE = 72  # characters, below which columns would be cut
+
+
 def show(out: Console, result: Profile, layers: int = 0) -> None:
     """Show one run of `fastvit profile`."""
     out.print(machine.line(result.device))
     out.print()
-    out.print(counts(result.models))
+    _put(out, *counts(result.models))
     for row in result.models:
         uncounted(out, row)
     out.print()
     for batch, model in dict.fromkeys((c.batch, c.model) for c in result.cells):
         rows = [c for c in result.cells if (c.batch, c.model) == (batch, model)]
         if any(cell.timing for cell in rows):
-            out.print(measurements(rows))
+            _put(out, *measurements(rows))
     skipped(out, result.cells)
     for row in result.layers if layers else ():
         slowest(out, row, layers, result.roofline)
@@ -49,7 +52,26 @@ def _table(*columns: tuple[str, bool], title: str | None = None) -> Table:
     return table
 
 
-def counts(models: list[dict[str, Any]]) -> Table:
+def _put(out: Console, table: Table, labels: int) -> None:
+    """Show a table; where it would lose its figures, a line for each row.
+
+    Args:
+        labels: how many columns say what the figures of a row are of.
+    """
+    if out.width >= WIDE:
+        out.print(table)
+        return
+    if table.title:
+        out.print(Text(str(table.title), "italic"))
+    for cells in zip(*(column.cells for column in table.columns)):
+        names = [str(column.header) for column in table.columns]
+        figures = [f"{n} {c}" for n, c in zip(names[labels:], cells[labels:])]
+        label = ", ".join(str(cell) for cell in cells[:labels])
+        out.print(Text(f"{label}: {', '.join(figures)}"))
+    out.print()
+
+
+def counts(models: list[dict[str, Any]]) -> tuple[Table, int]:
     """Parameters, MACs and ops of every form."""
     table = _table(
         ("Model", False),
@@ -62,7 +84,7 @@ def counts(models: list[dict[str, Any]]) -> Table:
         for form, facts in row["forms"].items():
             figures = (human(facts[key]) for key in ("params", "macs", "ops"))
             table.add_row(row["model"], form, *figures)
-    return table
+    return table, 2
 
 
 def uncounted(out: Console, row: dict[str, Any]) -> None:
@@ -79,7 +101,7 @@ def _times(found: dict[str, int]) -> str:
     return ", ".join(f"{n} {times}x" if times else n for n, times in found.items())
 
 
-def measurements(cells: list[Cell]) -> Table:
+def measurements(cells: list[Cell]) -> tuple[Table, int]:
     """The cells of one model at one batch size; times are of the whole batch."""
     columns = [("Form", False), ("Backend", False), ("Dtype", False)]
     numbers = ("ms", "±", "x", "Error ratio", "Peak")
@@ -94,7 +116,7 @@ def measurements(cells: list[Cell]) -> Table:
         labels = [cell.form, cell.backend, cell.dtype]
         style = "bold" if cell is best else None
         table.add_row(*labels, *_figures(cell, rows[0].timing), style=style)
-    return table
+    return table, 3
 
 
 def _figures(cell: Cell, first: Any) -> tuple[str, ...]:
@@ -132,7 +154,7 @@ def slowest(
         figures = [f"{layer[key]:.3g}" for key in ("milliseconds", "gflops", "gbs")]
         share = f"{layer['share_of_roofline']:.0%}"
         table.add_row(layer["name"], layer["op"], *figures, layer["bound"], share)
-    out.print(table)
+    _put(out, table, 2)
     least = facts["at_roofline"]
     line = f"All ops together {total:.3g} ms; at this device's roofline {least:.3g} ms"
     out.print(Text(f"{line} ({best_of(roof)}).", "dim"))
@@ -160,7 +182,7 @@ def regions(out: Console, row: dict[str, Any]) -> None:
         sums = [f"{sum(r[key] for r in found):.3g}" for key in ("before", "after")]
         table.add_row(kind, str(len(found)), *sums)
     out.print()
-    out.print(table)
+    _put(out, table, 1)
 
 
 def skipped(out: Console, cells: list[Cell]) -> None:

@@ -63,12 +63,49 @@ def test_several_models_stand_side_by_side(fastvit, net):
         (("--batch", "2", "--batch", "2"), "--batch is given twice"),
         (("--threads", "0"), "--threads 0 is not positive"),
         (("--dtype", "int8"), "--dtype int8 is not known"),
+        (("--seconds", "nan"), "--seconds nan is no such number"),
+        (("--seconds", "-1"), "--seconds -1.0 is no such number"),
+        (("--layers", "-1"), "--layers -1 is no such number"),
     ],
 )
 def test_bad_options_are_one_line(fastvit, net, args, said):
     result = fastvit("profile", net, *args)
     assert result.code == 2
     assert said in result.error
+
+
+def test_a_batch_that_memory_cannot_hold_is_said(fastvit, net):
+    words = ("--backend", "eager", "--seconds", "0", "--batch", 10**12)
+    result = fastvit("profile", net, *words)
+    assert result.code == 1
+    text = " ".join(result.err.split())
+    assert "a batch of 1000000000000 does not fit into memory" in text
+    result = fastvit("fuse", net, "--tune", "--batch", 10**12)
+    assert result.code == 2
+    assert "does not fit into memory. Use a smaller --batch." in result.error
+
+
+def test_on_a_narrow_screen_every_figure_has_its_label(fastvit, net, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    words = ("--backend", "eager", "--seconds", "0", "--layers", 1)
+    result = fastvit("profile", net, *words)
+    assert result.code == 0
+    text = " ".join(result.out.split())
+    assert "net.py:build, fused: Params" in text
+    assert "fused, eager, float32: ms" in text
+    assert "GFLOP/s" in text
+    assert "…" not in text
+    assert max(map(len, result.out.splitlines()[:-3])) <= 40
+
+
+def test_several_models_have_a_table_each(fastvit, net):
+    other = net.replace("build", "Small")
+    words = ("--backend", "eager", "--seconds", "0")
+    result = fastvit("profile", net, other, *words)
+    assert result.code == 0
+    assert f"{net}, batch 1" in result.out
+    assert f"{other}, batch 1" in result.out
+    assert max(len(row) for row in result.out.splitlines() if "make:" not in row) <= 80
 
 
 def test_a_backend_that_is_not_here_says_how_to_get_it(fastvit, net, monkeypatch):

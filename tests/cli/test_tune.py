@@ -258,7 +258,7 @@ def test_a_batch_that_the_model_does_not_take(fastvit, folder, net):
 # ---- profile -----------------------------------------------------------------------
 
 
-def test_profile_shows_the_tuned_form_beside_the_others(fastvit, clock):
+def test_profile_shows_the_tuned_form_beside_the_others(fastvit, folder, clock):
     clock(stacked_is_fast, fast_if_stacked)
     backends = ("--backend", "eager", "--backend", "onnxruntime")
     result = fastvit(
@@ -270,6 +270,10 @@ def test_profile_shows_the_tuned_form_beside_the_others(fastvit, clock):
         0,
         "--layers",
         3,
+        "--html",
+        "tuned.html",
+        "--png",
+        "tuned",
         "--json",
         "-",
     )
@@ -286,6 +290,12 @@ def test_profile_shows_the_tuned_form_beside_the_others(fastvit, clock):
         assert rows["tuned", backend]["milliseconds"] > 0
     assert set(document["layers"][0]["forms"]) == {"train", "fused", "tuned"}
     assert document["layers"][0]["regions"]
+    page = (folder / "tuned.html").read_text()
+    for form in ("train", "fused", "tuned"):  # both convs at least
+        assert page.count(f'<circle class="{form}"') >= 2
+        assert f'<div class="bar {form}"' in page
+    assert "green tuned" in page
+    assert (folder / "tuned" / "roofline.png").stat().st_size > 0
     assert "1 conv stacked" in " ".join(result.err.split())
 
 
