@@ -2,12 +2,12 @@
 
     python benchmarks/recommended.py [MODEL] [--batch N] [--threads N] [--json FILE]
 
-Our fused form in every backend, and the tuned one in those of torch, in float32 and
-where the device has it in bfloat16, run in one process against timm's form, in
-interleaved rounds of random order. `timm again` is the noise: more than 5% of it makes
-no record. A form that is further from float64 than 8 times timm's own rounding in its
-dtype is marked, and never the best. The roofline is the least time that this device
-allows for the ops of the fused form.
+Our fused form, and the one tuned for it, in every backend, in float32 and where the
+device has it in bfloat16, run in one process against timm's form, in interleaved rounds
+of random order. `timm again` is the noise: more than 5% of it makes no record. A form
+that is further from float64 than 8 times timm's own rounding in its dtype is marked,
+and never the best. The roofline is the least time that this device allows for the ops
+of the fused form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import timm
 import torch
 from fastvit_cli import backends, layers, machine, roofline, timing, tuner
-from fastvit_cli.backends import BACKENDS, Subject
+from fastvit_cli.backends import BACKENDS, TUNED_IN, Subject
 from fastvit_cli.card import Card
 from fastvit_cli.cells import flat
 from fastvit_cli.measured import Setting
@@ -59,24 +59,32 @@ def subjects(options: argparse.Namespace, scratch: Path) -> dict[str, Subject]:
         "timm": reparameterize_model(copy.deepcopy(model)).eval(),
         "fused": repcompiler.fuse(model, (x,)).model,
     }
-    task = Task(model, (x,), Setting("cpu", "float32", options.threads, options.batch))
-    tuned = tuner.tune(task, lambda _: None)
-    if tuned.plan is not None:
-        print(f"tuned: {tuned.plan.name}")
-        forms["tuned"] = repcompiler.fuse(model, (x,), tuning=tuned.tuning).model
+    for home in [name for name in TUNED_IN if not BACKENDS[name].lacks()]:
+        setting = Setting("cpu", "float32", options.threads, options.batch, home)
+        tuned = tuner.tune(Task(model, (x,), setting), lambda _: None)
+        if tuned.plan is not None:
+            print(f"tuned for {home}: {tuned.plan.name}")
+            fused = repcompiler.fuse(model, (x,), tuning=tuned.tuning).model
+            forms[tuned_key(home)] = fused
     make = functools.partial(Subject, inputs=(x,), card=card, dtype="float32")
     more = {"device": "cpu", "threads": options.threads, "scratch": scratch}
     return {name: make(form, **more) for name, form in forms.items()}
+
+
+def tuned_key(backend: str) -> str:
+    """The form that was tuned for a backend, or for eager torch if it cannot be."""
+    return f"tuned for {backend if backend in TUNED_IN else 'eager'}"
 
 
 def names(forms: dict[str, Subject]) -> Iterator[Name]:
     """What is timed beside timm's form."""
     dtypes = ["float32"] + ["bfloat16"] * machine.has_bfloat16("cpu")
     for dtype in dtypes:
-        for form in [form for form in ("fused", "tuned") if form in forms]:
-            for name, backend in BACKENDS.items():
-                fits = form == "fused" or backend.holds_model
-                if fits and dtype in backend.dtypes and not backend.lacks():
+        for name, backend in BACKENDS.items():
+            if dtype not in backend.dtypes or backend.lacks():
+                continue
+            for form in ("fused", tuned_key(name)):
+                if form in forms:
                     yield form, name, dtype
 
 
@@ -158,7 +166,7 @@ def show(found: list[dict[str, Any]]) -> None:
         name = f"{row['form']}, {row['backend']}, {row['dtype']}"
         mark = "" if row["error_ratio"] <= WRONG else "  wrong"
         print(
-            f"{name:<36} {row['milliseconds']:8.2f} ms ±{row['spread']:4.0%} "
+            f"{name:<48} {row['milliseconds']:8.2f} ms ±{row['spread']:4.0%} "
             f"{row['over_timm']:6.3f}  off by {row['distance']:.1e}{mark}"
         )
 
