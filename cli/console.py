@@ -74,7 +74,11 @@ class Screen:
             return
         text = to_json(document)
         if self.json_target == "-":
-            sys.stdout.write(text)
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError:
+                _go_on_without_reader(sys.stdout)
             return
         with all_or_nothing([Path(self.json_target)]) as (temporary,):
             temporary.write_text(text, encoding="utf-8")
@@ -110,10 +114,24 @@ def _without_logs(debug: bool) -> Iterator[None]:
             logging.disable(level)
 
 
+class _Console(Console):
+    """A console that goes on without its reader: `| head -1` must not end a run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        _go_on_without_reader(self.file)
+
+
+def _go_on_without_reader(stream: Any) -> None:
+    """Send the rest of a stream, what it has in its buffer too, nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def console(stream: TextIO, *, quiet: bool = False) -> Console:
     """A console that is plain when not on a terminal, or when NO_COLOR is set."""
     plain = bool(os.environ.get("NO_COLOR"))
-    return Console(
+    return _Console(
         file=stream,
         quiet=quiet,
         highlight=False,

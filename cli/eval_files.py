@@ -22,10 +22,12 @@ def plan(texts: list[str]) -> list[Path]:
     """The files for results, each of which can be written.
 
     Raises:
-        BadInput: a suffix is not known, or a place is not writable.
+        BadInput: a suffix is not known, or a place is not writable or named twice.
     """
     files = [Path(text) for text in texts]
-    for path in files:
+    for index, path in enumerate(files):
+        if path.resolve() in [other.resolve() for other in files[:index]]:
+            raise BadInput(f"--results {path} is given twice.", hint="Give it once.")
         check_writable(path, "--results")
         if path.suffix not in SUFFIXES:
             raise BadInput(

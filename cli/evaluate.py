@@ -54,7 +54,9 @@ Results = Annotated[
     ),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images a batch.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read images.")]
+Workers = Annotated[
+    int, typer.Option(min=0, max=256, help="Processes that read images.")
+]
 Calibration = Annotated[
     bool, typer.Option("--calibration", help="Expected calibration error as well.")
 ]

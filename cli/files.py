@@ -42,12 +42,15 @@ def check_writable(path: Path, option: str) -> None:
     """Make sure that a file can appear at `path`, by making one beside it.
 
     Raises:
-        BadInput: it is a directory, or its directory is missing or not writable.
+        BadInput: it is a directory or a device, or its directory is missing or not
+            writable.
     """
     if path.is_dir():
         raise BadInput(
             f"{option} {path} is a directory.", hint="Name a file inside it."
         )
+    if path.exists() and not path.is_file():  # a rename would put a file in its place
+        raise BadInput(f"{option} {path} is a device or a pipe.", hint="Name a file.")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise BadInput(

@@ -214,15 +214,25 @@ def _run(request: Request, world: World, screen: Screen) -> Outcome:
 
 
 def open_data(request: Request) -> Splits:
-    """The two splits, read as the model's channels want."""
+    """The two splits, read as the model's channels want.
+
+    Raises:
+        BadInput: the number of channels is none.
+    """
     from fastvit.data import open_splits
 
     names = request.recipe.evaluation
+    channels = request.options.args.get("in_chans", 3)
+    if type(channels) is not int:
+        raise BadInput(
+            f"--model-arg in_chans={channels} is no whole number.",
+            hint="Images have 1, 3 or 4 channels.",
+        )
     return open_splits(
         request.data,
         root=request.data_root,
         names=(names.train_split, names.val_split),
-        channels=int(request.options.args.get("in_chans", 3)),
+        channels=channels,
     )
 
 

@@ -34,6 +34,7 @@ SHOWN = 8  # epochs under the bar
 NOTES = 5  # skipped images that are named as they come; the file has all
 WIDEST, NARROWEST = 20, 6  # the bar, characters
 COLUMNS = ("epoch", "train_loss", "val_loss", "top1", "top5", "images_per_second")
+NARROW, ROOM = ("epoch", "train_loss", "top1"), 60  # on a terminal below ROOM columns
 
 
 def introduce(
@@ -196,11 +197,12 @@ class Lively(Plain):
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in COLUMNS:
+        names = COLUMNS if self.out.width >= ROOM else NARROW
+        for name in names:
             table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
         for row in self.rows[-SHOWN:]:
             style = "bold green" if row is self.best else ""
-            table.add_row(*(cell(name, row[name]) for name in COLUMNS), style=style)
+            table.add_row(*(cell(name, row[name]) for name in names), style=style)
         return table
 
 

@@ -12,6 +12,10 @@ from typing import Any
 
 from fastvit.errors import RecipeError
 
+MOST_WORKERS = 256  # a slip of the finger must not fork until the machine stands still
+_CROP = "in [0.1, 1]"
+_MOST = 1e9  # what float32 still holds when two such numbers are multiplied
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -247,7 +251,6 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
         "image_size": 1,
         "batch_size": 1,
         "micro_batch": 1,
-        "workers": 0,
         "checkpoint_updates": 0,
         "keep_best": 1,
     }
@@ -256,7 +259,7 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
         *("color_jitter", "mixup", "cutmix", "checkpoint_minutes"),
     )
     shares = (
-        *("hflip", "erase_prob", "mix_prob", "mix_switch_prob", "smoothing"),
+        *("hflip", "erase_prob", "mix_prob", "mix_switch_prob"),
         "alpha",
     )
     choices = {
@@ -273,7 +276,7 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
     return {
         **{key: (bool(get(key).strip()), "a name") for key in names},
         **{key: (get(key) >= n, f"{n} or more") for key, n in at_least.items()},
-        **{key: (0 <= get(key) < float("inf"), "0 or more") for key in not_negative},
+        **{k: (0 <= get(k) <= _MOST, f"in [0, {_MOST:g}]") for k in not_negative},
         **{key: (0 <= get(key) <= 1, "in [0, 1]") for key in shares},
         **{k: (get(k) in v, f"one of {', '.join(v)}") for k, v in choices.items()},
         "warmup_epochs": (
@@ -287,15 +290,21 @@ def _bounds(recipe: Recipe) -> dict[str, tuple[bool, str]]:
             )
             for key, rate in rates.items()
         },
+        "workers": (
+            0 <= get("workers") <= MOST_WORKERS,
+            f"a whole number in [0, {MOST_WORKERS}]",
+        ),
         "seed": (0 <= get("seed") < 2**63, "0 or more and below 2^63"),
+        "smoothing": (0 <= get("smoothing") < 1, "in [0, 1)"),
         "ema": (0 <= get("ema") < 1, "in [0, 1)"),
-        "temperature": (0 < get("temperature") < float("inf"), "above 0"),
+        "temperature": (0 < get("temperature") <= _MOST, f"in (0, {_MOST:g}]"),
         "layer_scale_init": (
-            abs(get("layer_scale_init") or 0) < float("inf"),
-            "a finite number",
+            abs(get("layer_scale_init") or 0) <= _MOST,
+            f"at most {_MOST:g}, either sign",
         ),
         "drop_path": (0 <= (get("drop_path") or 0) < 1, "in [0, 1)"),
-        "crop_pct": (0 < (get("crop_pct") or 1) <= 1, "in (0, 1]"),
+        # Images are enlarged to image_size / crop_pct.
+        "crop_pct": (get("crop_pct") is None or 0.1 <= get("crop_pct") <= 1, _CROP),
         "crop_scale": (
             len(crop) == 2 and 0 < crop[0] <= crop[1] <= 1,
             "two rising shares in (0, 1]",

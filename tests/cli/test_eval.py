@@ -114,6 +114,9 @@ def test_calibration_is_given_on_request_alone(evaluate):
     [
         (("--results", "r.txt"), "'.txt' says no format"),
         (("--results", "no/r.csv"), "there is no directory no"),
+        (("--results", "r.csv", "--results", "./r.csv"), "r.csv is given twice"),
+        (("--json", "/dev/null"), "--json /dev/null is a device or a pipe"),
+        (("--workers", "100000"), "--workers"),
         (("--batch", "0"), "--batch"),
     ],
 )

@@ -147,6 +147,8 @@ def test_weights_that_cannot_be_fused_are_kept_and_the_run_is_reported(
         raise rc.CaptureError("no graph", hint="Write one.")
 
     monkeypatch.setattr(rc, "fuse", refused)
+    # The page of the report is drawn from the stages themselves.
+    monkeypatch.setattr("repcompiler.compile.run_stages", refused)
     result = train("-o", "run", "--fuse-at-end", "--json", "j.json")
     assert result.code == 1
     assert "the training is complete" in result.err
@@ -175,6 +177,7 @@ BAD = {
     ("--set", "mixup=1", "--set", "micro_batch=1"): "micro_batch 1 is odd",
     ("--set", "teacher=nobody"): "timm has no model 'nobody'",
     ("--model-arg", "num_classes=7"): "the data has 3 classes",
+    ("--model-arg", "in_chans=abc"): "in_chans=abc is no whole number",
     ("--weights", "none.pth"): "none.pth",
     ("--device", "cuda:99"): "cannot be used here",
 }
@@ -227,6 +230,22 @@ def test_a_signal_ends_the_run_with_its_own_code(net, images, folder):
     assert process.returncode == 143, rest
     assert "SIGTERM: stopped after update" in rest
     assert (folder / "run/last.pt").exists()
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(net, images, folder):
+    command = [sys.executable, "-m", "fastvit_cli", "train", images, "--model", net]
+    command += ["--recipe", "small", *SETTINGS, "-o", "run", "--json", "-"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (folder / "run").iterdir()} == FILES
+    command = [*command[:3], "eval", images, "--model", "run/best.safetensors"]
+    shell = f"{' '.join(command)} | true; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", shell], timeout=120).returncode == 0
 
 
 def test_kill_9_loses_nothing_but_time(train, net, images, folder):

@@ -45,6 +45,24 @@ def test_the_line_is_whole_at_any_width_and_says_what_fits(width):
     assert sum(shown) == {40: 2, 60: 3, 80: 4, 160: 5}[width]
 
 
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+def test_the_table_of_epochs_cuts_no_figure(width):
+    console = terminal(width)
+    view = Lively(console)
+    row = {
+        "epoch": 12,
+        "train_loss": 2.3,
+        "val_loss": 1.0,
+        "top1": 97.18,
+        "top5": 100.0,
+    }
+    view.epoch_ended({**row, "images_per_second": 1024}, row)
+    with console.capture() as captured:
+        console.print(view._table())
+    assert "…" not in captured.get()
+    assert all(figure in captured.get() for figure in ("12", "2.3000", "97.18"))
+
+
 def test_the_line_follows_the_terminal(monkeypatch):
     console = terminal(160)
     view = Lively(console)

@@ -131,7 +131,12 @@ WRONG = {
     "loop.lr=1": "It belongs to 'schedule'",
     "epochs=1.5": "epochs is '1.5', it must be a whole number",
     "lr=fast": "lr is 'fast', it must be a number",
-    "lr=-1": "lr is -1.0, it must be 0 or more",
+    "lr=-1": "lr is -1.0, it must be in [0, 1e+09]",
+    "lr=1e40": "lr is 1e+40, it must be in [0, 1e+09]",
+    "workers=1000000": "workers is 1000000, it must be a whole number in [0, 256]",
+    "crop_pct=0.0001": "crop_pct is 0.0001, it must be in [0.1, 1]",
+    "smoothing=1": "smoothing is 1.0, it must be in [0, 1)",
+    "val_split=": "val_split is '', it must be a name",
     "lr=nan": "lr is nan",
     "compile=2": "it must be true or false",
     "amp=fp8": "one of auto, off, float16, bfloat16",
@@ -143,7 +148,7 @@ WRONG = {
     "ema=1": "ema is 1.0, it must be in [0, 1)",
     "seed=9223372036854775808": "0 or more and below 2^63",
     "crop_ratio=1,inf": "two rising ratios",
-    "layer_scale_init=nan": "layer_scale_init is nan, it must be a finite number",
+    "layer_scale_init=nan": "layer_scale_init is nan, it must be at most 1e+09",
     "epochs=3": "warmup_epochs is 5, it must be 0 or more and below epochs",
 }
 
