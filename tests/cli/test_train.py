@@ -143,7 +143,7 @@ def test_fuse_at_end_leaves_the_fused_files_and_their_report(train, folder, fast
 def test_weights_that_cannot_be_fused_are_kept_and_the_run_is_reported(
     train, net, folder, monkeypatch
 ):
-    def refused(model, **options):
+    def refused(*args, **options):
         raise rc.CaptureError("no graph", hint="Write one.")
 
     monkeypatch.setattr(rc, "fuse", refused)
