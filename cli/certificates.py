@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvit_cli import onnxsteps
 from fastvit_cli.errors import BadInput, summary
+from fastvit_cli.options import DTYPES
 from fastvit_cli.render import new_table
 from fastvit_cli.runners import Runner, as_module
 from rich.console import Console
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from repcompiler.certify import RegionCheck
 
 SHOWN = 12
+MOST = 1 << 28  # numbers of an input: a file from anywhere may ask for any batch
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def read(path: str) -> dict[str, Any]:
 
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(
             f"--certificate {path} cannot be read: {summary(error, 120)}.",
             hint="Give the file that fastvit fuse --certificate wrote.",
@@ -102,9 +106,9 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     """Every claim of a certificate, from the two models.
 
     Raises:
-        BadInput: the reference is an ONNX graph, whose nodes have other names.
+        BadInput: the reference is an ONNX graph, whose nodes have other names; or the
+            certificate is not put together as one.
     """
-    import repcompiler as rc
     from repcompiler.capture import run_capture
     from repcompiler.certify import check_digest, check_regions
     from repcompiler.opening import open_norms
@@ -118,6 +122,12 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     trouble = check_digest(document)
     if trouble:
         return Verified((), trouble)
+    fault = _fault(document)
+    if fault:
+        raise BadInput(
+            f"the certificate is not put together as one: {fault}.",
+            hint="Give the file that fastvit fuse --certificate wrote.",
+        )
     door = document["capture"]
     door = door if door in ("symbolic_trace", "export") else "auto"
     try:
@@ -130,10 +140,76 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
             tensors_of(candidate, document),
             captured.inputs or reference.inputs,
         )
-    except (rc.RepCompilerError, KeyError, ValueError, RuntimeError) as error:
+    except Exception as error:  # its ops are a stranger's, and torch refuses many ways
         said = f"it is not about these two models: {summary(error, 120)}"
         return Verified((), said)
     return Verified(tuple(rows))
+
+
+def _fault(document: dict[str, Any]) -> str:
+    """The first part of a certificate that has another type than it should."""
+    capture, sizes, regions = (document.get(k) for k in ("capture", "sizes", "regions"))
+    if not isinstance(capture, str):
+        return "capture is no text"
+    if not _are(sizes, list) or not all(map(_is_size, sizes)):
+        return "sizes is no list of sizes that can be run"
+    if not _are(regions, dict):
+        return "regions is no list of regions"
+    for index, row in enumerate(regions):
+        wrong = [key for key, fits in PARTS.items() if not fits(row.get(key, row))]
+        if wrong:
+            return f"{wrong[0]} of region {index} is not what it should be"
+    made = [row["reference"]["value"] for row in regions]
+    twice = next((value for value in made if made.count(value) > 1), None)
+    return f"two regions make {twice}" if twice else ""
+
+
+def _are(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+def _is_size(sizes: list[Any]) -> bool:
+    whole = all(type(side) is int and side > 0 for side in sizes)
+    return whole and math.prod(sizes) <= MOST
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _is_reference(value: Any) -> bool:
+    if not isinstance(value, dict) or not _are_texts(value.get("tensors")):
+        return False
+    named = _are(value.get("sources"), str) and _are(value.get("nodes"), str)
+    return named and _is_text(value.get("value"))
+
+
+def _is_candidate(value: Any) -> bool:
+    if not isinstance(value, dict) or not _are_texts(value.get("tensors")):
+        return False
+    ops = value.get("ops", 0)
+    if ops is None:
+        return True
+    return _are(ops, dict) and all(_is_text(op.get("op")) for op in ops)
+
+
+PARTS: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "kind": _is_text,
+    "dtype": lambda value: value in DTYPES,
+    "reference": _is_reference,
+    "candidate": _is_candidate,
+    "exactness": _is_number,
+    "bound": _is_number,
+}
 
 
 def tensors_of(candidate: Runner, document: dict[str, Any]) -> dict[str, Tensor]:

@@ -53,6 +53,8 @@ class Maker:
         import torch
 
         def draw(value: Tensor) -> Tensor:
+            if not value.dim():
+                return value.clone()
             if not value.is_floating_point():
                 return value[:1].expand(batch, *value.shape[1:]).clone()
             shape = (batch, *value.shape[1:])
@@ -94,7 +96,7 @@ def make(runner: Runner, samples: int, seed: int) -> list[Case]:
         inputs=runner.inputs,
         preprocessing=runner.card.preprocessing,
         dtype=runner.dtype,
-        fixed_batch=None if runner.dynamic_batch else int(runner.inputs[0].shape[0]),
+        fixed_batch=_fixed_batch(runner),
         generator=torch.Generator().manual_seed(seed + 104729),
     )
     makers: list[Callable[[Maker], Iterator[Case]]] = [_magnitudes]
@@ -105,6 +107,11 @@ def make(runner: Runner, samples: int, seed: int) -> list[Case]:
     if maker.fixed_batch is None:
         return cases
     return [_rebatched(case, maker.fixed_batch) for case in cases]
+
+
+def _fixed_batch(runner: Runner) -> int | None:
+    sizes = [int(value.shape[0]) for value in runner.inputs if value.dim()]
+    return None if runner.dynamic_batch else (sizes or [1])[0]
 
 
 def _noise(maker: Maker, samples: int) -> Iterator[Case]:
@@ -174,6 +181,8 @@ def _rebatched(case: Case, batch: int) -> Case:
     import torch
 
     def fit(value: Tensor) -> Tensor:
+        if not value.dim():
+            return value
         copies = -(-batch // max(len(value), 1))
         return torch.cat([value] * copies)[:batch]
 

@@ -110,6 +110,11 @@ def ask(
     return decide(reference, candidate, cases, limit, stage)
 
 
+def _doubtful(case: Case, why: str) -> Finding:
+    shape = tuple(case.inputs[0].shape)
+    return Finding(case.name, shape, "not comparable", note=why)
+
+
 def decide(
     reference: Runner,
     candidate: Runner,
@@ -130,13 +135,19 @@ def decide(
     start = time.perf_counter()
     stage("float64 reference")
     models = comparing.pair(reference, candidate)
-    findings: list[Finding] = []
-    for index, case in enumerate(cases):
+    doubt = comparing.unrepeatable(models.own, cases[0], allowed)
+    findings = [_doubtful(case, doubt) for case in cases if doubt]
+    for index, case in enumerate(() if doubt else cases):
         stage(f"{index + 1} of {len(cases)}: {case.name}")
         findings.append(comparing.compare(models, case, allowed))
+    structure = comparing.other_structure(models, cases[0], allowed)
+    if structure and not doubt:
+        named = "structure of the output"
+        findings.append(Finding(named, (), "different", note=structure))
     seconds["outputs"] = time.perf_counter() - start
     start = time.perf_counter()
     stage("op by op")
+    place = place and not doubt
     origin = origins.trace(reference, candidate) if place else None
     seconds["origin"] = time.perf_counter() - start
     start = time.perf_counter()

@@ -10,12 +10,12 @@ its inputs move by one rounding. The candidate may be `limit` times as far, in t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastvit_cli.check_cases import Case
-from fastvit_cli.errors import summary
+from fastvit_cli.errors import one_line, summary
 from fastvit_cli.runners import Runner, cast
 
 if TYPE_CHECKING:
@@ -108,6 +108,70 @@ def in_terms_of(reference: Runner, candidate: Runner) -> Runner:
     return told
 
 
+def unrepeatable(model: Runner, case: Case, limit: float) -> str:
+    """Why one input has no one output; empty if it has.
+
+    What a model draws at random, or remembers, would pass for its rounding.
+    """
+    first, again = outputs_of(model, case), outputs_of(model, case)
+    if isinstance(first, str) or isinstance(again, str) or not first:
+        return ""
+    if not _misfit(first, again):
+        judged = _judge(Finding(case.name, (), "equal"), first, again, first, limit)
+        if judged.verdict != "different":
+            return ""
+    return (
+        "the reference gives another output when it is run again on the same input: "
+        "it draws at random, or keeps a state"
+    )
+
+
+def other_structure(models: Pair, case: Case, limit: float) -> str:
+    """How what the two return is put together differently, tensors aside.
+
+    ONNX graphs return a flat list whatever they were exported from.
+    """
+    import torch
+
+    pair = (models.own, models.candidate)
+    if any(model.form == "onnx" or not model.takes(case.inputs) for model in pair):
+        return ""
+    found: list[Any] = []
+    for model in pair:
+        inputs = cast(case.inputs, getattr(torch, model.dtype))
+        try:
+            returned = model(*(value.clone().to(model.device) for value in inputs))
+        except (Exception, SystemExit):  # what does not run is told by its case
+            return ""
+        found.append(_layout(returned))
+    near = limit * torch.finfo(getattr(torch, models.candidate.dtype)).eps
+    if _alike(*found, near):
+        return ""
+    shown = [one_line(str(layout), 100) for layout in found]
+    return f"it returns {shown[1]} instead of {shown[0]}"
+
+
+def _layout(value: Any) -> Any:
+    """Lists and dictionaries with the plain values in them, and a word for the rest."""
+    if isinstance(value, Mapping):
+        return {str(key): _layout(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_layout(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return "tensor" if hasattr(value, "is_floating_point") else "object"
+
+
+def _alike(a: Any, b: Any, near: float) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[k], b[k], near) for k in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_alike(x, y, near) for x, y in zip(a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=near) or (a != a and b != b)
+    return type(a) is type(b) and a == b
+
+
 def compare(models: Pair, case: Case, limit: float) -> Finding:
     """Run both on one case and judge."""
     shape = tuple(case.inputs[0].shape)
@@ -158,7 +222,7 @@ def outputs_of(model: Runner, case: Case) -> list[Tensor] | str:
     try:
         # Copies: a model may write to its inputs.
         return model.tensors(*(value.clone().to(model.device) for value in inputs))
-    except Exception as error:  # code of somebody else runs here
+    except (Exception, SystemExit) as error:  # code of somebody else runs here
         return summary(error, 160)
 
 
@@ -194,6 +258,7 @@ def _judge(
     ratio, largest, compared = 0.0, 0.0, 0
     worst: dict[str, Any] | None = None
     for index, (a, b, t) in enumerate(zip(own, found, truth)):
+        a, b, t = _plain(a), _plain(b), _plain(t)
         keep, problem = _comparable(a, b, t)
         if problem:
             note = f"output {index}: {problem}"
@@ -213,6 +278,22 @@ def _judge(
     return replace(
         base, verdict=verdict, error_ratio=ratio, max_abs=largest, worst=worst
     )
+
+
+def _plain(value: Tensor) -> Tensor:
+    """The same numbers in a form that arithmetic is defined for."""
+    import torch
+
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.is_quantized:
+        return value.dequantize()
+    if value.is_complex():
+        return torch.view_as_real(value.resolve_conj())
+    if value.is_floating_point():
+        return value.float() if value.element_size() < 2 else value
+    unsigned = (torch.uint16, torch.uint32, torch.uint64)
+    return value.long() if value.dtype in unsigned else value
 
 
 def _comparable(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, str]:
@@ -314,7 +395,7 @@ def _with_agreement(
 
     if len(own) != 1 or own[0].dim() != 2 or not own[0].is_floating_point():
         return finding
-    a, b = own[0], found[0]
+    a, b = _plain(own[0]), _plain(found[0])
     if a.shape[1] < 2:
         return finding
     top1 = float((a.argmax(1) == b.argmax(1)).double().mean())

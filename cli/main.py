@@ -76,6 +76,8 @@ def run(argv: Sequence[str]) -> int:
         return _end(error.line, error.exit_code, debug)
     except USAGE_ERROR as error:
         return _usage(error, debug)
+    except SystemExit as error:  # not this command's: a model's, or a library's
+        return _end(f"The code of a model left with sys.exit({error.code}).", 1, debug)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:

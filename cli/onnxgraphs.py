@@ -56,6 +56,11 @@ def load(text: str, options: ModelOptions) -> OnnxGraph:
     if not Path(text).is_file():
         raise BadInput(f"there is no file {text}.", hint="Check the path.")
     session = open_session(text, options.device)
+    if not session.get_inputs():
+        raise BadInput(
+            f"{text} takes no input: it is a constant, not a model.",
+            hint="Export it with an example input.",
+        )
     dtypes = [_dtype(text, value) for value in session.get_inputs()]
     own = str(dtypes[0]).removeprefix("torch.")
     if options.dtype not in (None, own):
@@ -120,9 +125,11 @@ def runner(session: Any) -> Callable[..., list[Tensor]]:
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: Tensor) -> list[Tensor]:
+        if len(inputs) != len(names):
+            raise ValueError(f"it takes {len(names)} inputs, not {len(inputs)}")
         feed = {
             name: value.detach().cpu().contiguous().numpy()
-            for name, value in zip(names, inputs, strict=True)
+            for name, value in zip(names, inputs)
         }
         found = [torch.from_numpy(value) for value in session.run(None, feed)]
         return [value.to(inputs[0].device) for value in found]

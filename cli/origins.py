@@ -6,6 +6,7 @@ read as a list of steps and laid beside it. That sees what no output would show.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from repcompiler.provenance import Twin
     from repcompiler.steps import Step
 
+ROUNDINGS = 8  # of w·γ/√(σ² + ε) and (b - μ)·γ/√(σ² + ε) + β, one after another
 Beside = tuple["Alignment", "tuple[Difference, ...]", "list[Step]"]
 
 
@@ -79,7 +81,6 @@ def trace(reference: Runner, candidate: Runner) -> Origin | None:
 
 
 def _twins(reference: Runner, candidate: Runner) -> Any:
-    import repcompiler as rc
     from repcompiler.provenance import plain_twin, twins
 
     recorded = candidate.recorded
@@ -91,7 +92,7 @@ def _twins(reference: Runner, candidate: Runner) -> Any:
         tuning = tuner.from_card(recorded.tuning) if recorded else None
         told = {"capture": door, "tuning": tuning}
         yield from twins(reference.model, reference.inputs, **told)
-    except rc.RepCompilerError:
+    except Exception:  # what cannot be captured, or a program's own guards
         yield plain_twin(reference.model)
 
 
@@ -106,7 +107,7 @@ def _beside(twin: Twin, reference: Runner, candidate: Runner) -> Beside:
         found = align(onnxsteps.onnx_steps(graph), theirs, twin.exact)
         ours = candidate.recorded is not None
         sure = [d for d in found.differences if ours or d.kind == "numbers"]
-        return found, tuple(sure), theirs
+        return found, _beyond_rounding(sure, found, candidate), theirs
     free = [
         [axis for axis, size in enumerate(sizes) if size is None]
         for sizes in candidate.declared or ()
@@ -117,7 +118,29 @@ def _beside(twin: Twin, reference: Runner, candidate: Runner) -> Beside:
     other = as_program(candidate.model, inputs)
     theirs = program_steps(other)
     found = align(program_steps(mine), theirs, twin.exact)
-    return found, confirmed(found, mine, other, inputs), theirs
+    sure = confirmed(found, mine, other, inputs)
+    return found, _beyond_rounding(sure, found, candidate), theirs
+
+
+def _beyond_rounding(
+    found: Sequence[Difference], alignment: Alignment, candidate: Runner
+) -> tuple[Difference, ...]:
+    """Without what another tool may lose that composes in the candidate's own dtype.
+
+    torch's ONNX exporter merges conv and norm so; a net of one such layer is no proof
+    of another fuser, its roundings no fault. This project's files are rounded once.
+    """
+    import torch
+
+    if candidate.recorded is not None:
+        return tuple(found)
+    reach = ROUNDINGS * torch.finfo(getattr(torch, candidate.dtype)).eps
+
+    def rounded(difference: Difference) -> bool:
+        made = difference.place in alignment.composed
+        return made and difference.error is not None and difference.error <= reach
+
+    return tuple(difference for difference in found if not rounded(difference))
 
 
 def _origin(

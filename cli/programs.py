@@ -56,7 +56,7 @@ def example_inputs(name: str, program: ExportedProgram) -> tuple[Tensor, ...]:
             hint="Export it with a tuple of example tensors.",
         )
     count = 1 if has_dynamic_batch(program) else None
-    return tuple(arg[:count] for arg in args)
+    return tuple(arg[:count] if arg.dim() else arg for arg in args)
 
 
 def has_dynamic_batch(program: ExportedProgram) -> bool:

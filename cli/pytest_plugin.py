@@ -13,6 +13,7 @@ body runs. Models are MODEL texts as on the command line, or modules with `input
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -40,7 +41,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     """Make the comparisons that a test is marked with, then run it."""
     __tracebackhide__ = True
     for mark in pyfuncitem.iter_markers("equivalence"):
-        assert_equal(*mark.args, **mark.kwargs)
+        try:
+            told = signature(assert_equal).bind(*mark.args, **mark.kwargs)
+        except TypeError as error:
+            pytest.fail(f"equivalence mark: {error}. It is {MARK}.", pytrace=False)
+        assert_equal(*told.args, **told.kwargs)
     return (yield)
 
 
@@ -70,6 +75,7 @@ def assert_equal(
 
     options = ModelOptions(input_size=input_size, seed=seed)
     try:
+        _check(samples, max_error_ratio, input_size)
         reference = _runner(model, inputs, options)
         other = _fused(reference) if candidate is None else candidate
         judged = _runner(other, inputs or reference.inputs, options)
@@ -84,24 +90,53 @@ def assert_equal(
     return outcome
 
 
+def _check(samples: Any, limit: Any, size: Any) -> None:
+    """What the command's options would refuse.
+
+    Raises:
+        BadInput: an argument is not what it should be.
+    """
+    from fastvit_cli.builders import is_size
+    from fastvit_cli.errors import BadInput
+
+    if type(samples) is not int or samples < 1:
+        raise BadInput(f"samples={samples!r} is no number of inputs.", hint="Give 4.")
+    if limit is not None and not (isinstance(limit, (int, float)) and limit > 0):
+        raise BadInput(f"max_error_ratio={limit!r} is not above 0.", hint="Give 8.")
+    if size is not None and not is_size(size):
+        raise BadInput(f"input_size={size!r} is no size.", hint="Give (3, 256, 256).")
+
+
 def _runner(model: Any, inputs: Sequence[Any] | None, options: Any) -> Any:
     """A MODEL, or a module with its example inputs, as a runner.
 
     Raises:
-        BadInput: a module has no inputs, or is in train mode.
+        BadInput: it is neither; or a module has no inputs, does not take them, or is in
+            train mode.
     """
-    from fastvit_cli import runners
+    import torch
+    from fastvit_cli import runners, sources
     from fastvit_cli.card import Card
     from fastvit_cli.errors import BadInput
     from fastvit_cli.sources import Loaded
 
     if isinstance(model, str):
         return runners.load(model, options)
+    if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
+        raise BadInput(
+            f"{model!r} is neither the text of a MODEL nor a module.",
+            hint="Give 'file.py:callable', a file, or the module itself.",
+        )
     name = type(model).__name__
     if inputs is None:
         raise BadInput(f"{name} is a module.", hint="Give inputs=(x,) with it.")
     if getattr(model, "training", False):
         raise BadInput(f"{name} is in train mode.", hint="Call .eval() first.")
+    listed = isinstance(inputs, (list, tuple)) and len(inputs) > 0
+    if not listed or not all(isinstance(x, torch.Tensor) for x in inputs):
+        raise BadInput(
+            f"inputs of {name} are no tuple of tensors.", hint="Give inputs=(x,)."
+        )
     example = tuple(inputs)
     card = Card(
         name,
@@ -110,7 +145,9 @@ def _runner(model: Any, inputs: Sequence[Any] | None, options: Any) -> Any:
     )
     dtype = str(example[0].dtype).removeprefix("torch.")
     place = str(example[0].device)
-    return runners.of(Loaded(name, model, example, card, dtype, place))
+    loaded = Loaded(name, model, example, card, dtype, place)
+    sources.try_once(loaded)
+    return runners.of(loaded)
 
 
 def _fused(reference: Any) -> Any:

@@ -74,7 +74,7 @@ def load(text: str, options: ModelOptions) -> Loaded:
         dynamic_batch=built.dynamic_batch,
         recorded=built.recorded,
     )
-    _try_once(loaded)
+    try_once(loaded)
     return loaded
 
 
@@ -300,7 +300,9 @@ def _inputs(built: Built, options: ModelOptions) -> tuple[Tensor, ...]:
         return tuple(value.to(options.device) for value in built.inputs)
     size = options.input_size or built.card.input_size
     generator = torch.Generator().manual_seed(options.seed)
-    image = torch.randn(1, *size, generator=generator)
+    fixed = built.inputs is not None and not built.dynamic_batch
+    batch = len(built.inputs[0]) if fixed and built.inputs else 1
+    image = torch.randn(batch, *size, generator=generator)
     return (image.to(device=options.device, dtype=_dtype_of(built.model)),)
 
 
@@ -317,7 +319,7 @@ def sized(card: Card, inputs: tuple[Tensor, ...]) -> Card:
     return replace(card, preprocessing={**card.preprocessing, "input_size": size})
 
 
-def _try_once(loaded: Loaded) -> None:
+def try_once(loaded: Loaded) -> None:
     """Run the model once, so that a wrong size is known before the long work.
 
     Raises:
@@ -330,7 +332,7 @@ def _try_once(loaded: Loaded) -> None:
     try:
         with torch.no_grad():
             run(*loaded.inputs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         size = "x".join(str(side) for side in loaded.card.input_size)
         raise BadInput(
             f"{loaded.name} cannot take an input of {size} in {loaded.dtype}: "

@@ -28,6 +28,12 @@ def test_modules(repcompiler_equal):
     outcome = repcompiler_equal(net, inputs=(torch.randn(1, 3, 8, 8),))
     assert outcome.origin.form == "fused"
 
+@pytest.mark.equivalence(candidate="other.pt2")
+def test_no_model(): ...
+
+def test_no_tensors(repcompiler_equal):
+    repcompiler_equal(nn.Conv2d(3, 4, 3).eval(), inputs=3)
+
 def test_train_mode(repcompiler_equal):
     repcompiler_equal(nn.Conv2d(3, 4, 3), inputs=(torch.randn(1, 3, 8, 8),))
 """
@@ -75,7 +81,10 @@ def test_three_lines_are_enough_and_failures_say_what_differs(project):
     assert done.returncode == 1, done.stdout + done.stderr
     for name in ("test_what_is_shipped", "test_modules"):
         assert re.search(rf"PASSED \S+::{name}", done.stdout), done.stdout
-    for name in ("test_other_weights", "test_train_mode"):
+    assert "equivalence mark: missing a required argument: 'model'" in done.stdout
+    assert "inputs of Conv2d are no tuple of tensors" in done.stdout
+    assert "INTERNALERROR" not in done.stdout
+    for name in ("test_other_weights", "test_train_mode", "test_no_model"):
         assert re.search(rf"FAILED \S+::{name}", done.stdout), done.stdout
     assert "other.pt2 is not shown to be the same function" in done.stdout
     assert "is in train mode" in done.stdout
