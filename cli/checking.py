@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastvit_cli import check_cases, comparing, origins, seeing
+from fastvit_cli import check_cases, comparing, origins, seeing, structure
 from fastvit_cli.check_cases import Case
 from fastvit_cli.comparing import Finding
 from fastvit_cli.console import Stage
@@ -140,10 +140,10 @@ def decide(
     for index, case in enumerate(() if doubt else cases):
         stage(f"{index + 1} of {len(cases)}: {case.name}")
         findings.append(comparing.compare(models, case, allowed))
-    structure = comparing.other_structure(models, cases[0], allowed)
-    if structure and not doubt:
+    other = structure.other_structure(models, cases[0], allowed)
+    if other and not doubt:
         named = "structure of the output"
-        findings.append(Finding(named, (), "different", note=structure))
+        findings.append(Finding(named, (), "different", note=other))
     seconds["outputs"] = time.perf_counter() - start
     start = time.perf_counter()
     stage("op by op")
