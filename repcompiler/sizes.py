@@ -19,11 +19,14 @@ from repcompiler.affine import Diagonal, Window
 from repcompiler.facts import Facts, op_name
 from repcompiler.lift import Affine, Carry, Rules, lift
 
+Twins = dict[tuple[Node, Node], Node]  # (a view, an earlier value) → its like of that
+
 
 def settle_sizes(module: GraphModule, facts: Facts, rules: Rules) -> None:
     """Move size questions to earlier values, in place; facts follow."""
     _spell_out_likes(module, facts)
     _split_shapes(module, facts)
+    twins: Twins = {}
     for node in list(module.graph.nodes):
         asked = _question(node, facts)
         if asked is None:
@@ -31,7 +34,7 @@ def settle_sizes(module: GraphModule, facts: Facts, rules: Rules) -> None:
         value, axis = asked
         moved = _ask(value, axis, facts, rules)
         if not isinstance(moved, int):
-            moved = _twin_view(module, moved[0], facts, rules), axis
+            moved = _twin_view(module, moved[0], facts, rules, twins), axis
         if moved == (value, axis):
             continue
         _replace(module, node, moved, facts)
@@ -116,21 +119,29 @@ def _ask(value: Node, axis: int, facts: Facts, rules: Rules) -> tuple[Node, int]
     return _not_absorbed(path, facts, rules), axis
 
 
-def _twin_view(module: GraphModule, value: Node, facts: Facts, rules: Rules) -> Node:
-    """The same view of an earlier value of the same shape, or else the value itself."""
+def _twin_view(
+    module: GraphModule, value: Node, facts: Facts, rules: Rules, twins: Twins
+) -> Node:
+    """The same view of an earlier value of the same shape, or else the value itself.
+
+    `twins` holds those that there are: many questions may ask one view.
+    """
     own = lift(value, facts, rules)
     if not isinstance(own, Carry) or not own.is_view:
         return value
-    base = _twin_view(module, own.source, facts, rules)
+    base = _twin_view(module, own.source, facts, rules, twins)
     if base is own.source:
         base = _earliest(own.source, facts, rules)
     if base is own.source or value.args[:1] != (own.source,):
         return value
+    if (value, base) in twins:
+        return twins[value, base]
     with module.graph.inserting_before(value):
         twin = module.graph.node_copy(value, lambda n: base if n is own.source else n)
     for known in (facts, *facts.elsewhere):
         if value in known.values:
             known.values[twin] = known.values[value]
+    twins[value, base] = twin
     return twin
 
 
@@ -149,12 +160,20 @@ def _earliest(value: Node, facts: Facts, rules: Rules) -> Node:
 
 
 def _not_absorbed(path: list[Node], facts: Facts, rules: Rules) -> Node:
-    """The last of the path that is no affine value with just one reader."""
+    """The last of the path that does not go into the one value that reads it."""
     while len(path) > 1 and _sole_reader(path[-1]) is path[-2]:
-        if not isinstance(lift(path[-1], facts, rules), Affine):
+        if not _is_affine(path[-1], facts, rules):
             break
         path.pop()
     return path[-1]
+
+
+def _is_affine(node: Node, facts: Facts, rules: Rules) -> bool:
+    """Whether it is an affine value, or a view of one that nobody else reads."""
+    own = lift(node, facts, rules)
+    if isinstance(own, Carry) and own.is_view and _sole_reader(own.source) is node:
+        return _is_affine(own.source, facts, rules)
+    return isinstance(own, Affine)
 
 
 def _sole_reader(node: Node) -> Node | None:
