@@ -17,20 +17,11 @@ from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import Card
 from fastvit_cli.sources import load
 from torch import nn
+from tune_helpers import fast_if_stacked, tune
 
 
 def stacked_is_fast(key: str) -> float:
     return 1.0 if " stacked on" in key else 10.0
-
-
-def fast_if_stacked(name: object) -> float:
-    return 0.5 if "stacked" in str(name) else 1.0
-
-
-def tune(fastvit, *more: str, code: int = 0):
-    result = fastvit("fuse", "tuned.py:build", "--tune", "--json", "-", *more)
-    assert result.code == code, result.err
-    return json.loads(result.out)["tune"], result
 
 
 # ---- what is kept ------------------------------------------------------------------

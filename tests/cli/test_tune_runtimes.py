@@ -14,16 +14,7 @@ from fastvit_cli.card import Card
 from fastvit_cli.errors import JobFailed
 from fastvit_cli.measured import OpTimes
 from fastvit_cli.onnx_plans import Exports
-
-
-def fast_if_stacked(name: object) -> float:
-    return 0.5 if "stacked" in str(name) else 1.0
-
-
-def tune(fastvit, *more: str, code: int = 0):
-    result = fastvit("fuse", "tuned.py:build", "--tune", "--json", "-", *more)
-    assert result.code == code, result.err
-    return json.loads(result.out)["tune"], result
+from tune_helpers import fast_if_stacked, tune
 
 
 def by_form(key: str) -> float:
