@@ -8,7 +8,6 @@ two batch norms computed, `compiled.pt` the losses of compiled updates.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from functools import partial
@@ -66,7 +65,7 @@ def stopped_run(data: str, folder: Path, world: World) -> None:
 
     def on_step(progress) -> None:
         if (progress.epoch, progress.update) == (2, 1):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     run(data, folder, world, Recorder(on_step=on_step))
     run(data, folder, world, resume=True)

@@ -265,12 +265,11 @@ def test_a_hand_interrupted_evaluation_is_done_again(run, tmp_path):
         sent = False
 
         def evaluating(self, done, images) -> None:
-            import os
             import signal
 
             if not self.sent:  # a second one ends the process at once
                 self.sent = True
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
 
     _, outcome = run(recipe, "again", Interrupting())
     assert outcome.signal is not None

@@ -95,7 +95,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(run, tmp_path, kind):
     recipe = small()
     run(recipe, "whole")
     before = signal.getsignal(kind)
-    listener = stop_at(2, lambda: os.kill(os.getpid(), kind))
+    listener = stop_at(2, lambda: signal.raise_signal(kind))
     _, outcome = run(recipe, "stopped", listener)
     assert outcome.signal == kind
     assert (outcome.position.epoch, outcome.position.update) == (0, 2)
