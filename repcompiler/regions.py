@@ -139,7 +139,7 @@ def original_form(rewrite: Rewrite, module: GraphModule, facts: Facts) -> GraphM
             leaf = copy.deepcopy(module.get_submodule(str(node.target)), memo)
             attributes[str(node.target)] = leaf.double().cpu()
     graph.output(env[rewrite.value])
-    return GraphModule(attributes, graph)
+    return GraphModule(assemble(attributes), graph)
 
 
 def _outside(
@@ -186,3 +186,28 @@ def fused_form(rewrite: Rewrite, module: GraphModule, facts: Facts) -> GraphModu
             leaf = module.get_submodule(str(node.target))
             attributes[str(node.target)] = copy.deepcopy(leaf).double().cpu()
     return GraphModule(attributes, graph)
+
+
+def assemble(attributes: Mapping[str, Any]) -> nn.Module:
+    """A module with these attributes at these dotted paths.
+
+    A parameter may be read beside the module that owns it; then it is there already.
+    """
+    root = nn.Module()
+    for name in sorted(attributes, key=lambda name: name.count(".")):
+        *path, field = name.split(".")
+        place = root
+        for part in path:
+            if not hasattr(place, part):
+                setattr(place, part, nn.Module())
+            place = getattr(place, part)
+        if isinstance(place, nn.Module) and not hasattr(place, field):
+            _attach(place, field, attributes[name])
+    return root
+
+
+def _attach(place: nn.Module, field: str, value: Any) -> None:
+    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        place.register_buffer(field, value)
+    else:
+        setattr(place, field, value)

@@ -17,7 +17,7 @@ from repcompiler.inplace import restore_writes
 from repcompiler.lower import Emitter, Target
 from repcompiler.normalise import is_write
 from repcompiler.opening import Opened, close_norms
-from repcompiler.regions import Rewrite
+from repcompiler.regions import Rewrite, assemble
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def rewrite(
     attributes = _copied(draft.graph, module, facts, dtype)
     attributes.update({name: draft.fresh[key] for key, name in names.items()})
     restore_writes(draft.graph, attributes)
-    built = GraphModule(_assemble(attributes), draft.graph, type(module).__name__)
+    built = GraphModule(assemble(attributes), draft.graph, type(module).__name__)
     living = set(draft.graph.nodes)
     added = {
         value: tuple(_describe(node) for node in nodes if node in living)
@@ -225,31 +225,6 @@ def _copied(
                 exact = facts.exact.get(name, value)
                 found[name] = exact.detach().to(value.device, dtype)
     return found
-
-
-def _assemble(attributes: Mapping[str, Any]) -> nn.Module:
-    """A module with these attributes at these dotted paths.
-
-    A parameter may be read beside the module that owns it; then it is there already.
-    """
-    root = nn.Module()
-    for name in sorted(attributes, key=lambda name: name.count(".")):
-        *path, field = name.split(".")
-        place = root
-        for part in path:
-            if not hasattr(place, part):
-                setattr(place, part, nn.Module())
-            place = getattr(place, part)
-        if isinstance(place, nn.Module) and not hasattr(place, field):
-            _attach(place, field, attributes[name])
-    return root
-
-
-def _attach(place: nn.Module, field: str, value: Any) -> None:
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        place.register_buffer(field, value)
-    else:
-        setattr(place, field, value)
 
 
 def _describe(node: Node) -> str:

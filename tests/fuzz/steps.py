@@ -123,17 +123,20 @@ def add_tied(writer: Writer) -> None:
 
 
 def add_weight_read(writer: Writer) -> None:
-    """A conv's weight read a second time, by a function."""
+    """A conv's weight read a second time, by a function; perhaps in one sum with it."""
     called = _called_conv(writer)
     if called is None:
         return
     value, made = called
+    first = writer.values[-1]
     weight = f"self.{writer.modules[-1]}.weight"
     shaped = few(writer.draw, weight, f"{weight}.abs()", f"{weight} * 2")
     pads, groups = [k // 2 for k in made.kernel_size], made.groups
-    writer.assign(
+    read = writer.assign(
         f"F.conv{len(pads)}d({value}, {shaped}, None, 1, {pads}, 1, {groups})"
     )
+    if read is not None and few(writer.draw, True, False):
+        writer.assign(f"{first} + {read}")
 
 
 def add_write(writer: Writer) -> None:

@@ -90,6 +90,17 @@ def test_weight_that_is_also_read_functionally():
     assert norms(fused) == 0
 
 
+def test_weight_read_functionally_in_the_same_sum_as_its_conv():
+    """One region then reads the weight as an attribute and as its module's."""
+    net = Net(
+        lambda s, x: s.norm(s.conv(x)) + F.conv2d(x, s.conv.weight, padding=1),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+    )
+    fused = check(net, images(4)).model
+    assert (convs(fused), norms(fused)) == (1, 0)
+
+
 def test_tied_weights_are_not_edited_in_place():
     net = Net(
         lambda s, x: s.norm(s.one(x)).relu() + s.two(x).relu(),
