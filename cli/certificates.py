@@ -17,12 +17,11 @@ from fastvit_cli.runners import Runner, as_module
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from repcompiler.certify import RegionCheck
 
 SHOWN = 12
-MOST = 1 << 28  # numbers of an input: a file from anywhere may ask for any batch
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
             certificate is not put together as one.
     """
     from repcompiler.capture import run_capture
-    from repcompiler.certify import check_digest, check_regions
+    from repcompiler.certify import check_digest, check_regions, unclaimed
     from repcompiler.opening import open_norms
 
     if reference.model is None:
@@ -133,13 +132,17 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     try:
         captured = run_capture(reference.model, reference.inputs, door=door, check=True)
         open_norms(captured.module, captured.mutated)
+        held = tensors_of(candidate, document)
         rows = check_regions(
             document,
             captured.module,
             captured.exact,
-            tensors_of(candidate, document),
+            held,
             captured.inputs or reference.inputs,
         )
+        if candidate.form != "onnx":  # whose writer lays weights out in its own way
+            known = _held(captured.module) | tensors_of(reference, document)
+            rows += unclaimed(document, known, held)
     except Exception as error:  # its ops are a stranger's, and torch refuses many ways
         said = f"it is not about these two models: {summary(error, 120)}"
         return Verified((), said)
@@ -169,6 +172,8 @@ def _are(value: Any, kind: type) -> bool:
 
 
 def _is_size(sizes: list[Any]) -> bool:
+    from repcompiler.certops import MOST
+
     whole = all(type(side) is int and side > 0 for side in sizes)
     return whole and math.prod(sizes) <= MOST
 
@@ -219,7 +224,10 @@ def tensors_of(candidate: Runner, document: dict[str, Any]) -> dict[str, Tensor]
     if candidate.form == "program":
         program: Any = candidate.model
         return {**program.state_dict, **program.constants}
-    module = as_module(candidate.model)
+    return _held(as_module(candidate.model))
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 

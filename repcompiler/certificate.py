@@ -48,18 +48,19 @@ def _sizes(state: State) -> list[list[int | None]]:
 
 
 def _region(region: Rewrite, state: State) -> dict[str, Any]:
-    assert state.rewritten is not None
-    fused = state.rewritten.module
     assert state.facts is not None
     sizes = [state.facts.shape(source) for source in region.meaning.sources]
     known = [[n for n in size if n is not None] for size in sizes if size is not None]
     ranks = [-1 if size is None else len(size) for size in sizes]
+    tensors = _added(region, state)
+    dtype = next((t.dtype for t in tensors.values()), torch.float32)
+    bound = None
     try:
         ops = _ops(region, state) if list(map(len, known)) == ranks else None
-    except NotImplementedError:
-        ops = None  # its layout ops depend on sizes that are known at run time only
-    tensors = _tensors(ops or (), fused)
-    dtype = next((t.dtype for t in tensors.values()), torch.float32)
+        if ops is not None:
+            bound = bound_of(ops, tensors, dtype, known)
+    except (NotImplementedError, ValueError):
+        ops = None  # sizes known at run time only, or too large to run again
     return {
         "name": region.name,
         "kind": region.kind,
@@ -78,7 +79,7 @@ def _region(region: Rewrite, state: State) -> dict[str, Any]:
         "axis": region.meaning.axis,
         "dtype": str(dtype).removeprefix("torch."),
         "exactness": state.exactness.get(region.value),
-        "bound": None if ops is None else bound_of(ops, tensors, dtype, known),
+        "bound": bound,
     }
 
 
@@ -98,14 +99,19 @@ def _originals(region: Rewrite, state: State) -> dict[str, Tensor]:
     return found
 
 
-def _tensors(ops: Any, fused: GraphModule) -> dict[str, Tensor]:
-    """The constants of the ops, by their name in the fused model."""
+def _added(region: Rewrite, state: State) -> dict[str, Tensor]:
+    """The tensors that the region put into the fused model, by their name there."""
+    assert state.rewritten is not None
+    fused = state.rewritten.module
+    nodes = {node.name: node for node in fused.graph.nodes}
     found: dict[str, Tensor] = {}
-    for op in ops:
-        for key in ("weight", "bias", "constant"):
-            name = op.get(key)
-            if name is not None:
-                found[name] = fetch(fused, name)
+    for name in state.rewritten.nodes[region.value]:
+        target = str(nodes[name].target)
+        if nodes[name].op == "get_attr":
+            found[target] = fetch(fused, target)
+        elif nodes[name].op == "call_module":
+            held = fused.get_submodule(target).state_dict()
+            found |= {f"{target}.{key}": value for key, value in held.items()}
     return found
 
 

@@ -108,6 +108,25 @@ def check_regions(
         ]
 
 
+def unclaimed(
+    document: Mapping[str, Any],
+    reference: Mapping[str, Tensor],
+    candidate: Mapping[str, Tensor],
+) -> list[RegionCheck]:
+    """Tensors of the candidate that no region vouches for and the reference lacks.
+
+    A region that is left out of a certificate would hold otherwise. Two tensors of one
+    fingerprint are one, whatever their names are.
+    """
+    claimed = {k for row in document["regions"] for k in row["candidate"]["tensors"]}
+    known = {fingerprint(tensor) for tensor in reference.values()}
+    return [
+        RegionCheck(name, "", problem="it is in no region, and not the reference's")
+        for name, tensor in candidate.items()
+        if name not in claimed and fingerprint(tensor) not in known
+    ]
+
+
 def _widened(inputs: Sequence[Tensor], sizes: Sequence[Sequence[int]]) -> list[Tensor]:
     """The inputs with the batch that the certificate's sizes were taken at."""
     made: list[Tensor] = []
@@ -152,7 +171,8 @@ def _check_region(
         return _with(base, problem=problem)
     ops = row["candidate"]["ops"]
     if ops is None:
-        return _with(base, open="its layout depends on sizes known at run time")
+        said = "its layout depends on sizes known at run time, or it is too large"
+        return _with(base, open=said)
     dtype = getattr(torch, row["dtype"])
     sources = [recorder.nodes[name] for name in row["reference"]["sources"]]
     sizes = [recorder.env[source].shape for source in sources]

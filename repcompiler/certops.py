@@ -60,6 +60,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     **MEANS,
 }
 UNBOUNDED = ("interpolate",)
+# Numbers of one input, and half of what the ops of one region may make: a file from
+# anywhere may ask for any pad or batch, and the memory is not its own.
+MOST = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ def bound_of(
 
     Args:
         sizes: of the sources. They count where an op is a mean, and nowhere else.
+
+    Raises:
+        ValueError: the ops are none of those that a certificate may hold, or make more
+            than 2 `MOST` numbers. Only then does running them need the memory.
     """
     made: list[Sized] = []
     sources = [Sized(torch.empty(*size, device="meta"), 0) for size in sizes]
@@ -93,6 +100,8 @@ def bound_of(
             continue
         plain = [_unsized(arg) for arg in args]
         made.append(Sized(apply(op, plain, *held), _length(op, args, *held)))
+        if sum(part.value.numel() for part in made) > 2 * MOST:
+            raise ValueError(f"its ops make more than {2 * MOST} numbers")
     unit = torch.finfo(dtype).eps / 2
     reach = (made[-1].length if made else 0) * unit
     return reach / (1 - reach) if reach < 1 else None

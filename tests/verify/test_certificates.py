@@ -125,6 +125,31 @@ def test_a_false_claim_is_caught_even_with_a_digest_that_fits(case, claim):
     assert check(case, document=document).problems != []
 
 
+def test_a_region_that_is_left_out_is_missed(case):
+    document = copy.deepcopy(case[2])
+    left_out = document["regions"].pop(1)
+    document["digest"] = digest(document)
+    problems = check(case, document=document).problems
+    assert len(problems) == len(left_out["candidate"]["tensors"]) == 2
+    for name in left_out["candidate"]["tensors"]:
+        assert any(p.startswith(name) and "in no region" in p for p in problems)
+
+
+def test_ops_that_ask_for_any_memory_are_refused_before_they_run(case):
+    pad = {"op": "pad", "args": ["s0", [1 << 28, 1 << 28]], "kwargs": {}}
+    with pytest.raises(ValueError, match="numbers"):
+        bound_of([pad], {}, torch.float32, [(1, 4)])
+    double = [{"op": "cat", "args": [["s0", "s0"]], "kwargs": {}}]
+    double += [{"op": "cat", "args": [[f"o{n}"] * 2], "kwargs": {}} for n in range(40)]
+    with pytest.raises(ValueError, match="numbers"):
+        bound_of(double, {}, torch.float32, [(1, 4)])
+
+    def ask(row):
+        _first(row)["padding"] = [1 << 20, 1 << 20]
+
+    assert check(case, document=forged(case[2], ask)).problems != []
+
+
 def test_another_candidate_or_reference_is_named(case):
     net, fused, _ = case
     other = copy.deepcopy(fused)
