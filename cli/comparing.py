@@ -207,12 +207,12 @@ def _judge(
     truth: Sequence[Tensor],
     limit: float,
 ) -> Finding:
-    from repcompiler.verify import error_ratio
+    from repcompiler.verify import error_ratio, plain
 
     ratio, largest, compared = 0.0, 0.0, 0
     worst: dict[str, Any] | None = None
     for index, (a, b, t) in enumerate(zip(own, found, truth)):
-        a, b, t = _plain(a), _plain(b), _plain(t)
+        a, b, t = plain(a), plain(b), plain(t)
         keep, problem = _comparable(a, b, t)
         if problem:
             note = f"output {index}: {problem}"
@@ -232,22 +232,6 @@ def _judge(
     return replace(
         base, verdict=verdict, error_ratio=ratio, max_abs=largest, worst=worst
     )
-
-
-def _plain(value: Tensor) -> Tensor:
-    """The same numbers in a form that arithmetic is defined for."""
-    import torch
-
-    if value.layout != torch.strided:
-        value = value.to_dense()
-    if value.is_quantized:
-        return value.dequantize()
-    if value.is_complex():
-        return torch.view_as_real(value.resolve_conj())
-    if value.is_floating_point():
-        return value.float() if value.element_size() < 2 else value
-    unsigned = (torch.uint16, torch.uint32, torch.uint64)
-    return value.long() if value.dtype in unsigned else value
 
 
 def _comparable(a: Tensor, b: Tensor, t: Tensor) -> tuple[Tensor, str]:
@@ -347,9 +331,11 @@ def _with_agreement(
     """Top-1 and top-5, where the output looks like logits; they decide nothing."""
     import torch
 
+    from repcompiler.verify import plain
+
     if len(own) != 1 or own[0].dim() != 2 or not own[0].is_floating_point():
         return finding
-    a, b = _plain(own[0]), _plain(found[0])
+    a, b = plain(own[0]), plain(found[0])
     if a.shape[1] < 2:
         return finding
     top1 = float((a.argmax(1) == b.argmax(1)).double().mean())

@@ -291,7 +291,7 @@ def _agreement(
 
 
 def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    """The tensors in the model's output, flat."""
+    """The tensors in the model's output, flat, each in its plain form."""
     with torch.no_grad():
         try:
             output = model(*copied(tuple(inputs)))
@@ -301,7 +301,24 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
                 f"The model does not run on these inputs: {lines[0]}"
             ) from error
     leaves = pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def plain(value: Tensor) -> Tensor:
+    """The same numbers in a form that arithmetic and norms are defined for.
+
+    Dense; complex numbers as pairs; quantised and 8-bit floating ones in float32.
+    """
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.is_quantized:
+        return value.dequantize()
+    if value.is_complex():
+        return torch.view_as_real(value.resolve_conj())
+    if value.is_floating_point():
+        return value.float() if value.element_size() < 2 else value
+    unsigned = (torch.uint16, torch.uint32, torch.uint64)
+    return value.long() if value.dtype in unsigned else value
 
 
 def _try_run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:

@@ -189,6 +189,29 @@ class _Widened(nn.Module):
         return self.inner(x.bfloat16()).float()
 
 
+class Spectrum(nn.Module):
+    """A fusible conv in front of an output of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.turn = Branches(), 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fft.rfft2(self.inner(x))
+        return torch.complex(y.real, self.turn * y.imag)
+
+
+def test_complex_outputs_are_judged_by_both_parts() -> None:
+    model, inputs = randomise(Spectrum()).float(), torch.randn(2, 8, 9, 9)
+    result = rc.fuse(model, (inputs,))
+    assert result.report.equivalence.verdict == "equal"
+    assert result.report.regions
+    other = copy.deepcopy(model)
+    other.turn = -1.0
+    assert rc.verify(model, result.model, (inputs,)).ok
+    assert rc.verify(model, other, (inputs,)).verdict == "different"
+
+
 def test_windows_compare_by_geometry() -> None:
     """Kernels are no part of equality, so that geometry can be a key."""
     window = Window(-3, 4, 4, 1, (), "zeros", lambda: torch.zeros(4, 4))
