@@ -51,12 +51,59 @@ class Widths(nn.Module):
 
 def along_the_width():
     return draw(Widths())
+
+class TwoNorms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+        self.one, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.one(self.conv(x)) - self.other(self.conv(x * 2))
+
+def under_two_norms():
+    return draw(TwoNorms())
+
+def positions_as_many_as_channels():
+    rows = nn.Linear(64, 4)  # (N, 4, 8, 8) → (N, 4, 64) → (N, 4, 4)
+    return draw(nn.Sequential(nn.Flatten(2), rows, nn.BatchNorm1d(4)))
+
+class ReadElsewhere(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + nn.functional.conv2d(x, self.conv.weight)
+
+def weight_read_elsewhere():
+    return draw(ReadElsewhere())
+
+def transposed():
+    return draw(nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4)))
+
+class Dilated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        from timm.models.fastvit import MobileOneBlock
+        self.block = MobileOneBlock(4, 4, 3, dilation=2, use_act=False)
+
+    def forward(self, x):
+        return self.block(x)
+
+def dilated_branches():
+    return draw(Dilated())
 """
 # trap → the peer that it is about
 WRONG = {
     "called_twice": "torch fx",
     "hooked": "torch fx",
     "along_the_width": "onnxslim",
+    "under_two_norms": "torch fx",
+    "positions_as_many_as_channels": "torch fx",
+    "weight_read_elsewhere": "torch fx",
+    "transposed": "inductor",
+    "dilated_branches": "timm",
 }
 
 
