@@ -25,8 +25,13 @@ FRAME = """<title>none</title>
 <iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>
 <script>onload = () => {{
   const frame = document.querySelector("iframe"), page = frame.contentDocument;
+  const wide = [...page.querySelectorAll("*")].filter(part =>
+    part.scrollWidth > part.clientWidth && /auto|scroll/.test(
+      frame.contentWindow.getComputedStyle(part).overflowX));
+  const unreached = wide.filter(part => part.tabIndex < 0 || !part.ariaLabel);
   document.title = [page.documentElement.scrollWidth, frame.contentWindow.innerWidth,
-    page.querySelectorAll("svg").length].join(" "); }}</script>"""
+    page.querySelectorAll("svg").length, wide.length, unreached.length].join(" ");
+}}</script>"""
 
 
 class Page(HTMLParser):
@@ -148,10 +153,17 @@ def test_no_page_is_wider_than_its_window(pages, folder, width):
         found = laid_out(place)
         assert found[0] <= found[1] == width, name
         assert found[2] == source.count("<svg")
+        # What is cut off on a narrow screen can be reached and scrolled by keyboard.
+        assert found[3] > 0 or width > 400, name
+        assert found[4] == 0, name
 
 
 def laid_out(page: Path) -> list[int]:
-    """[width of the content, of the window, drawings], as the browser has them."""
+    """What `FRAME` counts, as the browser has it.
+
+    Width of the content and of the window, drawings, parts that scroll sideways, and
+    those of them that the Tab key does not reach or that have no name.
+    """
     command = [
         *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu"),
         *("--disable-background-networking", f"--user-data-dir={page.parent}/profile"),
