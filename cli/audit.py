@@ -74,13 +74,13 @@ def audit(
     for name in chosen:
         if name not in PEERS:
             raise BadInput(f"--peer {name} is not known.", hint=f"{', '.join(PEERS)}.")
-    options = ModelOptions(
-        args=common.parse_model_args(model_arg),
+    options = common.parse_model(
+        model_arg,
         weights=weights,
         pretrained=pretrained,
-        input_size=common.parse_size(input_size),
+        input_size=input_size,
         seed=seed,
-        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
+        dtype=dtype,
     )
     with screen.working(model) as stage:
         stage("load")

@@ -119,13 +119,13 @@ def check(
     Exit code 0 means equal, 1 different, 2 that the question cannot be asked.
     """
     screen = open_screen(json_target, quiet=quiet, debug=debug)
-    options = ModelOptions(
-        args=common.parse_model_args(model_arg),
+    options = common.parse_model(
+        model_arg,
         pretrained=pretrained,
-        input_size=common.parse_size(input_size),
+        input_size=input_size,
         seed=seed,
         device=device,
-        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
+        dtype=dtype,
     )
     if max_error_ratio is not None and not max_error_ratio > 0:
         raise BadInput(

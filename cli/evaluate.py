@@ -121,14 +121,14 @@ def evaluate(
     for any image.
     """
     screen = open_screen(json_target, quiet=quiet, debug=debug)
-    options = ModelOptions(
-        args=common.parse_model_args(model_arg),
+    options = common.parse_model(
+        model_arg,
         weights=weights,
         pretrained=pretrained,
-        input_size=common.parse_size(input_size),
+        input_size=input_size,
         seed=seed,
         device=device,
-        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
+        dtype=dtype,
     )
     files = eval_files.plan(results or [])
     request = Request(

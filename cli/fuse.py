@@ -160,14 +160,14 @@ def fuse(
     Nothing is written when the fused model is not equal (exit code 1).
     """
     screen = open_screen(json_target, quiet=quiet, debug=debug)
-    options = ModelOptions(
-        args=common.parse_model_args(model_arg),
+    options = common.parse_model(
+        model_arg,
         weights=weights,
         pretrained=pretrained,
-        input_size=common.parse_size(input_size),
+        input_size=input_size,
         seed=seed,
         device=device,
-        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
+        dtype=dtype,
     )
     door = common.parse_choice("--capture", capture, DOORS)
     outputs, reports = artefacts.plan(output or [], report or [])

@@ -8,6 +8,7 @@ import re
 from typing import Annotated, Any
 
 import typer
+from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import package_version
 from fastvit_cli.errors import BadInput
 
@@ -125,6 +126,26 @@ def refuse_empty(parameters: list[Any], values: dict[str, Any]) -> None:
                 if parameter.required
                 else "Give it a value, or leave it out.",
             )
+
+
+def parse_model(
+    args: list[str] | None,
+    *,
+    input_size: str | None = None,
+    dtype: str | None = None,
+    **rest: Any,
+) -> ModelOptions:
+    """What the options of the panel `Model` say; `rest` needs no parsing.
+
+    Raises:
+        BadInput: one of the texts is not what its option takes.
+    """
+    return ModelOptions(
+        args=parse_model_args(args),
+        input_size=parse_size(input_size),
+        dtype=parse_choice("--dtype", dtype, DTYPES),
+        **rest,
+    )
 
 
 def parse_choice(option: str, text: str | None, known: tuple[str, ...]) -> Any:

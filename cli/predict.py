@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fastvit_cli import options as common
-from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import open_screen
 from fastvit_cli.errors import BadInput
@@ -51,14 +50,14 @@ def predict(
     from fastvit_cli import eval_view, judging, runners
 
     screen = open_screen(json_target, quiet=quiet, debug=debug)
-    options = ModelOptions(
-        args=common.parse_model_args(model_arg),
+    options = common.parse_model(
+        model_arg,
         weights=weights,
         pretrained=pretrained,
-        input_size=common.parse_size(input_size),
+        input_size=input_size,
         seed=seed,
         device=device,
-        dtype=common.parse_choice("--dtype", dtype, common.DTYPES),
+        dtype=dtype,
     )
     with screen.working(model) as stage:
         stage("load")

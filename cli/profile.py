@@ -157,11 +157,11 @@ def profile(
     process; each is first compared with the model in float64.
     """
     screen = open_screen(json_target, quiet=quiet, debug=debug)
-    options = ModelOptions(
-        args=common.parse_model_args(model_arg),
+    options = common.parse_model(
+        model_arg,
         weights=weights,
         pretrained=pretrained,
-        input_size=common.parse_size(input_size),
+        input_size=input_size,
         seed=seed,
         device=device,
     )
