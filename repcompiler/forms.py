@@ -10,7 +10,7 @@ are cut, never computed with, so that every number is the same.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +82,18 @@ def _emit_stacked(to: Writer, conv: Conv, value: Node) -> Node:
 
 
 def _emit_stacked_last(to: Writer, conv: Conv, value: Node) -> Node:
-    axis = -(len(conv.kernel_size) + 1)
+    # Not by movedim: torch's older ONNX exporter (2.14.1) writes negative axes into a
+    # Transpose, which takes none, and the number of axes in front is not known here.
+    pairs = [(axis, axis + 1) for axis in range(-(len(conv.kernel_size) + 1), -1)]
+
+    def swap(moved: Node, swaps: Iterable[tuple[int, int]]) -> Node:
+        for pair in swaps:
+            moved = to.call(torch.transpose, moved, *pair)
+        return moved
+
     calls = (to.part(index, value) for index in range(len(to.names)))
-    values = [to.call(torch.movedim, call, axis, -1) for call in calls]
-    stacked = to.call(torch.stack, values, -1)
-    flat = to.call(torch.flatten, stacked, -2)
-    return to.call(torch.movedim, flat, -1, axis)
+    stacked = to.call(torch.stack, [swap(call, pairs) for call in calls], -1)
+    return swap(to.call(torch.flatten, stacked, -2), reversed(pairs))
 
 
 def _widened(conv: Conv) -> list[Conv]:

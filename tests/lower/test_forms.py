@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from equality import Net, assert_same, draw, randomise
@@ -82,6 +85,22 @@ def test_the_compiler_writes_the_forms_that_it_is_told(form: str) -> None:
     assert any(name.startswith("net.0.") for name in first.added)
     assert_same(net, result.model, [x, (draw((1, 4, 11, 5)),)])
     assert_same(net, pickle.loads(pickle.dumps(result.model)), [x])
+
+
+@pytest.mark.parametrize("form", ["stacked", "stacked_last", "repeated"])
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_either_exporter_writes_a_graph_that_runs(
+    form: str, dynamo: bool, tmp_path: Path
+) -> None:
+    net, x = make_net().float(), (draw((2, 4, 8, 8)).float(),)
+    tuning = rc.Tuning(forms={"net.0": form, "net.3": "sliced"})
+    fused, path = rc.fuse(net, x, tuning=tuning).model, str(tmp_path / "net.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the older one is old
+        torch.onnx.export(fused, x, path, dynamo=dynamo, verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x[0].numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net(*x), rtol=1e-5, atol=1e-5)
 
 
 def test_a_form_that_does_not_fit_is_left_out() -> None:
