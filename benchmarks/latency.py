@@ -1,6 +1,6 @@
 """What fusing gains in time: ours against timm's and torch's forms, in every runtime.
 
-    python benchmarks/latency.py [MODEL …] [--budget SECONDS] [--json FILE]
+    python benchmarks/latency.py [MODEL …] [--budget SECONDS] [--keep-memory]
 
 All forms of a model in one runtime run in one process, in interleaved rounds of random
 order. `again` is our form a second time: what it differs from itself is the noise.
@@ -338,8 +338,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=1800.0, metavar="SECONDS")
     parser.add_argument("--json", metavar="FILE", help="default: a dated record")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="have glibc keep what is freed: no page faults in the times of eager",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.keep_memory and not timing.keep_memory():
+        parser.error("--keep-memory: this C library has no mallopt")
     print(machine.line(machine.describe("cpu", options.threads)))
     titles = "".join(f"{form:>9}" for form in FORMS)
     peers = " ".join(PEERS)

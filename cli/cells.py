@@ -34,6 +34,7 @@ class Cell:
             loaded, run eagerly in the same dtype; None without a reference.
         distance: ‖output - reference‖ / ‖reference‖.
         memory: bytes at the peak, weights included; None where it is not known.
+        faults: page faults of a run, where the system counts them.
         skipped: why there is no timing.
     """
 
@@ -47,6 +48,7 @@ class Cell:
     error_ratio: float | None = None
     distance: float | None = None
     memory: int | None = None
+    faults: timing.Faults | None = None
     skipped: str = ""
 
     @property
@@ -62,6 +64,8 @@ class Cell:
             "batch": self.batch,
             **figures,
             "peak_bytes": self.memory,
+            "page_faults": self.faults and self.faults.count,
+            "kernel_share": self.faults and self.faults.share,
             "error_ratio": self.error_ratio,
             "distance": self.distance,
             "equal": self.equal,
@@ -123,6 +127,7 @@ def measure(
     for index, rounds in timing.interleave(runs, seconds).items():
         cells[index].rounds = rounds
         cells[index].timing = timing.summarise(rounds)
+        cells[index].faults = timing.page_faults(runs[index])
     return cells
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fastvit_cli import options as common
+from fastvit_cli import timing
 from fastvit_cli.backends import ANY, BACKENDS
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.console import Screen, Stage, open_screen
@@ -32,6 +34,7 @@ fastvit profile fastvit_t8 --tune --threads 1 --backend eager
 fastvit profile t8.onnx --backend onnxruntime --backend openvino
 """
 SCHEMA = 1
+MUCH = 0.1  # of the processor's time, for the kernel: it is said why
 
 Models = Annotated[
     list[str],
@@ -308,7 +311,24 @@ def _notes(result: Profile) -> list[str]:
         notes.append(
             "this device has bfloat16 hardware: add --dtype bfloat16 to see it"
         )
-    return notes
+    return notes + _faults(result.cells)
+
+
+def _faults(cells: Sequence[Cell]) -> list[str]:
+    """Where the kernel takes the most time, if it is much, and how glibc is told."""
+    counted = [(c.faults.share, c.faults, c) for c in cells if c.faults]
+    share, faults, worst = max(
+        counted, key=lambda row: row[0], default=(0.0, None, None)
+    )
+    if share < MUCH or not worst or not sys.platform.startswith("linux"):
+        return []
+    words = " ".join(f"{name}={told}" for name, (_, told) in timing.KEPT.items())
+    return [
+        f"{worst.model}, {worst.form}, {worst.backend}, batch {worst.batch}: "
+        f"{faults.count:,.0f} page faults a run, and the kernel takes "
+        f"{share:.0%} of the processor's time; with {words} in the "
+        "environment glibc keeps what is freed"
+    ]
 
 
 def recipe_words(options: ModelOptions) -> list[str]:

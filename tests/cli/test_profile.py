@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from fastvit_cli import advice, backends, cells, macs, timing
+from fastvit_cli import advice, backends, cells, macs, profile, timing
 from fastvit_cli.cells import Cell
 from helpers import randomise
 from torch import nn
@@ -211,6 +215,41 @@ def test_interleaved_rounds_visit_every_call_and_find_the_slow_one():
     assert slow.median >= 4.0
     assert timing.ratio(rounds["fast"], rounds["fast"]) == 1.0
     assert timing.ratio(rounds["fast"], rounds["slow"]) < 1.0
+
+
+def test_page_faults_are_those_of_what_is_allocated_anew_in_each_call():
+    import resource
+
+    size = 64 * resource.getpagesize() * 16
+    found = timing.page_faults(lambda: mmap.mmap(-1, size).write(bytes(size)))
+    assert found is not None
+    assert found.count >= size / resource.getpagesize() / 16  # huge pages are fewer
+    assert found.share > 0
+    idle = timing.page_faults(lambda: sum(range(1000)))
+    assert idle is not None
+    assert idle.count < 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_the_kernels_share_is_said_with_what_helps_against_it():
+    cells = [Cell("m", "fused", "eager", "float32", n) for n in (1, 8)]
+    assert profile._faults([]) == profile._faults(cells) == []
+    cells[0].faults, cells[1].faults = timing.Faults(3, 0.01), timing.Faults(8e4, 0.3)
+    (note,) = profile._faults(cells)
+    assert "batch 8: 80,000 page faults" in note
+    assert "30% of the processor's time" in note
+    words = dict(word.split("=") for word in note.split() if word.startswith("MALLOC"))
+    script = "from fastvit_cli import timing as t; print(t.page_faults(lambda: "
+    script += "bytearray(1 << 26)).count)"
+    run = [sys.executable, "-c", script]
+    freed, kept = (
+        float(subprocess.check_output(run, env={**os.environ, **more}, text=True))
+        for more in ({}, words)
+    )
+    assert kept < freed / 10
+    script = script.replace("print", "assert t.keep_memory(); print")
+    found = subprocess.check_output([*run[:2], script], text=True)
+    assert float(found) < freed / 10
 
 
 def test_memory_grows_by_what_a_call_allocates():
