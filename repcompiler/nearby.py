@@ -55,6 +55,24 @@ def against_nearby(
     return replace(verdict, ok=True, verdict="equal", note=note)
 
 
+def is_as_near(
+    original: nn.Module, candidate: nn.Module, batches: Sequence[tuple[Any, ...]]
+) -> bool:
+    """Whether a float64 candidate is as near as the original is for data so near.
+
+    Both in float64: where ties are exact, as between scores that are all 1, even its
+    roundings decide. Not a proof by itself, as an output that jumps may hide anything:
+    what was replaced has to be compared without what decides.
+    """
+    reference = in_float64(original)
+    if reference is None:
+        return False
+    with buffers_kept(candidate, reference):
+        wide = [cast(batch, torch.float64) for batch in batches]
+        ratios = [_ratio(reference, candidate, reference, batch) for batch in wide]
+    return max(ratios, default=float("inf")) <= 1.0
+
+
 def _ratio(
     original: nn.Module,
     candidate: nn.Module,

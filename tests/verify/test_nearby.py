@@ -11,7 +11,7 @@ from equality import randomise
 from torch import nn
 
 import repcompiler as rc
-from repcompiler.nearby import against_nearby
+from repcompiler.nearby import against_nearby, is_as_near
 from repcompiler.verify import MAX_ERROR_RATIO, compare
 
 
@@ -69,3 +69,42 @@ def test_what_is_not_exact_gets_no_second_look() -> None:
     for exactness in (None, 1e-6):
         again = replace(verdict, exactness=exactness)
         assert against_nearby(model, model, [inputs], again) == again
+
+
+class Tied(nn.Module):
+    """Scores that are alike up to their last bit, and control flow on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4),
+        )  # fmt: skip
+
+    def forward(self, x):
+        y = self.body(x).flatten(1)
+        if float(y.mean()) > 1e30:
+            return y, y[:, 0]
+        best = (y * 3.7 / y).argmax(dim=1)
+        return y, (best % 2).to(y)
+
+
+def test_parts_are_fused_though_exact_ties_fall_the_other_way_in_float64() -> None:
+    torch.manual_seed(0)
+    model, inputs = randomise(Tied()).float(), (torch.randn(16, 3, 12, 12),)
+    report = rc.fuse(model, inputs).report
+    assert report.capture == "submodules"
+    assert [region.name for region in report.regions] == ["body.0", "body.3"]
+    assert report.equivalence.ok
+    assert "in float64 as well" in report.equivalence.note
+    assert report.equivalence.exactness is None
+
+
+def test_what_does_not_jump_has_to_agree_beside_what_does() -> None:
+    torch.manual_seed(0)
+    model, inputs = randomise(Tied()).float(), (torch.randn(16, 3, 12, 12),)
+    wide = copy.deepcopy(model).double()
+    assert is_as_near(model, wide, [inputs])
+    with torch.no_grad():
+        wide.body[3].weight.view(-1)[0] *= 1 + 1e-9
+    assert not is_as_near(model, wide, [inputs])
