@@ -77,6 +77,8 @@ def run(argv: Sequence[str]) -> int:
     except USAGE_ERROR as error:
         return _usage(error, debug)
     except SystemExit as error:  # not this command's: a model's, or a library's
+        if isinstance(error.__context__, BrokenPipeError):  # rich, of the help text
+            return 0
         return _end(f"The code of a model left with sys.exit({error.code}).", 1, debug)
     except (KeyboardInterrupt, typer.Abort):
         return 130

@@ -121,6 +121,20 @@ def test_ctrl_c_leaves_no_file_and_says_nothing(folder, net):
     assert names(folder) == before
 
 
+@pytest.mark.parametrize("words", [("--help",), ("profile", "--help"), ("models",)])
+def test_a_reader_that_is_gone_from_the_start_is_no_error(words):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastvit_cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 0
+
+
 def test_a_closed_pipe_is_no_error(folder):
     command = f"{sys.executable} -m fastvit_cli models timm: | head -n 1"
     shell = ["bash", "-o", "pipefail", "-c", command]
