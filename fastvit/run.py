@@ -29,14 +29,24 @@ class StopRequest:
 
 @dataclass
 class Clock:
-    """Time since this process began with an epoch, at its update `first`."""
+    """Time since this process began with an epoch, at its update `first`.
+
+    Attributes:
+        stopped: when the last update was done; what comes then is no training.
+    """
 
     first: int = 0
     began: float = field(default_factory=time.monotonic)
+    stopped: float | None = None
+
+    def stop(self) -> None:
+        """The epoch's updates are done."""
+        self.stopped = time.monotonic()
 
     def updates_per_second(self, update: int) -> float:
-        """The mean rate so far."""
-        return (update - self.first) / max(1e-9, time.monotonic() - self.began)
+        """The mean rate of this process so far."""
+        now = time.monotonic() if self.stopped is None else self.stopped
+        return (update - self.first) / max(1e-9, now - self.began)
 
 
 @dataclass(frozen=True)

@@ -189,10 +189,10 @@ def _train_epoch(run: _Run, batches: Iterable[Batch], stop: StopRequest) -> bool
     """The updates of an epoch that are still to do; False where a signal ended them."""
     engine = run.engine
     run.order.epoch, run.order.first_update = run.position.epoch, run.position.update
+    run.clock = Clock(run.position.update)
     if run.position.update == engine.plan.updates:
         return True
     engine.model.train()
-    run.clock = Clock(run.position.update)
     passes: list[Batch] = []
     for batch in batches:
         passes.append(batch)
@@ -215,6 +215,7 @@ def _train_epoch(run: _Run, batches: Iterable[Batch], stop: StopRequest) -> bool
 def _end_epoch(run: _Run, stop: StopRequest) -> bool:
     """Average, evaluate, keep; False where a signal ended it."""
     job, engine = run.job, run.engine
+    run.clock.stop()
     if not run.position.averaged:
         engine.finish_epoch()
         run.position = replace(run.position, averaged=True)
@@ -267,13 +268,14 @@ def _evaluate(run: _Run, stop: StopRequest) -> Row | None:
     if found is None:
         return None
     _note_problems(run, found.problems)
+    _share_problems(run)
     return _row(run, found.forms["model"])
 
 
 def _row(run: _Run, said: Predictions) -> Row:
     """What an epoch came to, over all processes."""
     at, world = run.position, run.job.world
-    count, loss, top1, top5, train_loss, losses, skipped = world.total(
+    count, loss, top1, top5, train_loss, losses = world.total(
         [
             said.images,
             said.losses.double().sum().item(),
@@ -281,7 +283,6 @@ def _row(run: _Run, said: Predictions) -> Row:
             said.in_top5.sum().item(),
             at.loss_sum,
             at.losses,
-            len(run.problems),
         ]
     )
     if not count:
@@ -298,7 +299,7 @@ def _row(run: _Run, said: Predictions) -> Row:
         "top1": 100 * top1 / count,
         "top5": 100 * top5 / count,
         "images": int(count),
-        "skipped": int(skipped),
+        "skipped": len(run.problems),
         "images_per_second": round(speed, 2),
         "seconds": round(time.monotonic() - run.clock.began, 2),
     }
@@ -321,6 +322,12 @@ def _note_problems(run: _Run, problems: list[Problem]) -> None:
             run.listener.noted(f"Skipped {problem.name}: {problem.reason}")
 
 
+def _share_problems(run: _Run) -> None:
+    """Tell the first process of those that others met; every process takes part."""
+    for found in run.job.world.gather(run.problems):
+        _note_problems(run, [Problem(*pair) for pair in found.items()])
+
+
 def _is_due(run: _Run) -> bool:
     """Whether a checkpoint is due; of several processes the first says so."""
     loop, at = run.job.recipe.loop, run.position
@@ -339,12 +346,10 @@ def _save(run: _Run) -> None:
     _advance(run, run.engine.checked_losses(now=True), updates=0)
     run.engine.check_weights(run.position.epoch, run.position.update)
     state = run.engine.state()
-    problems = run.job.world.gather(run.problems)
+    _share_problems(run)
     run.saved = time.monotonic()
     if not run.job.world.leads:
         return
-    for found in problems:
-        run.problems.update(found)
     position = asdict(run.position)
     history = {"history": run.history, "problems": run.problems}
     data = {

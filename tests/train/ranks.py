@@ -71,6 +71,14 @@ def stopped_run(data: str, folder: Path, world: World) -> None:
     run(data, folder, world, resume=True)
 
 
+def damaged_run(out: Path, world: World) -> None:
+    """An image that the second process alone meets, in each evaluation."""
+    listener = Recorder()
+    run(str(out / "damaged_data"), out / "damaged", world, listener)
+    if world.leads:
+        torch.save(listener.notes, out / "damaged" / "notes.pt")
+
+
 def norms(world: World) -> dict[str, torch.Tensor]:
     """Output, gradients and statistics of one synchronised norm over a shared batch."""
     torch.manual_seed(5)
@@ -153,6 +161,7 @@ def main(data: str, out: Path) -> None:
     run(data, out / "sync", world, bn="sync")
     run(data, out / "average", world)
     stopped_run(data, out / "stopped", world)
+    damaged_run(out, world)
     for name, found in (("norms", norms(world)), ("compiled", compiled(world))):
         gathered = world.gather(found)
         if world.leads:

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+import time
 
 import pytest
 import timm
@@ -245,6 +246,18 @@ def test_tables_hold_a_row_for_each_epoch(run, tmp_path):
     assert [float(row["val_loss"]) for row in rows] == [r["val_loss"] for r in lines]
 
 
+def test_images_a_second_are_of_training_alone(run):
+    class Slow(Recorder):
+        def evaluating(self, done, images) -> None:
+            time.sleep(0.3)
+
+    listener, _ = run(small(), listener=Slow())
+    for row in listener.rows:
+        evaluations = 2  # 12 images in batches of 8
+        training = 24 / row["images_per_second"]
+        assert training < row["seconds"] - 0.3 * evaluations + 0.02  # rounded figures
+
+
 def test_the_state_is_read_without_running_code(run, tmp_path):
     run(small())
     kept = read_state(tmp_path / "run" / "last.pt")  # weights_only=True
@@ -276,5 +289,6 @@ def test_a_hand_interrupted_evaluation_is_done_again(run, tmp_path):
     assert outcome.history == []
     assert outcome.position.averaged
     again, _ = run(recipe, "again", resume=True)
+    assert again.rows[0]["images_per_second"] == 0  # its updates were another's work
     for key in ("train_loss", "val_loss", "top1"):
         assert [r[key] for r in again.rows] == [r[key] for r in whole.rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ def out(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("ranks")
     write_images(base / "data" / "train")
     write_images(base / "data" / "val", each=4)
+    damaged = base / "damaged_data"
+    shutil.copytree(base / "data", damaged)
+    (damaged / "val" / "a" / "1.png").write_bytes(b"")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += [ranks.__file__, str(base / "data"), str(base)]
     paths = os.pathsep.join(path for path in sys.path if path)
@@ -70,6 +74,16 @@ def test_the_average_of_statistics_is_the_mean_over_processes(out):
 
 def test_a_run_of_two_processes_continues_bit_for_bit(out):
     assert_same_state(state(out / "average"), state(out / "stopped"))
+
+
+def test_an_image_that_another_process_cannot_read_is_named_and_counted_once(out):
+    folder, name = out / "damaged", str(out / "damaged_data" / "val" / "a" / "1.png")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["skipped"], row["images"]) for row in rows] == [(1, 11)] * 3
+    notes = torch.load(folder / "notes.pt")
+    assert [note for note in notes if note.startswith(f"Skipped {name}: ")] == notes
+    assert len(notes) == 1
 
 
 def test_the_all_reduced_norm_is_the_norm_of_the_whole_batch(out):
