@@ -44,6 +44,13 @@ def one_line(text: str, limit: int = 600) -> str:
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
+def disk_said(error: OSError) -> str:
+    """What the disk refused, where it says of which file, and why."""
+    if error.filename is None or not error.strerror:
+        return f"the disk said: {summary(error)}"
+    return f"{error.filename}: {error.strerror}"
+
+
 def summary(error: BaseException, limit: int = 240) -> str:
     """An exception of unknown origin in a few words: its type, its first paragraph."""
     paragraph = str(error).strip().split("\n\n")[0].rstrip(".: ")

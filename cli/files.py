@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastvit_cli.errors import BadInput
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -20,7 +23,8 @@ def all_or_nothing(paths: Sequence[Path]) -> Iterator[list[Path]]:
     Ctrl-C, nothing is left of them and `paths` are as before.
 
     Raises:
-        OSError: a file could not be renamed.
+        OSError: a file could not be renamed, or the disk is full; that one names
+            `paths`.
     """
     finals = [Path(os.path.realpath(path)) for path in paths]
     token = secrets.token_hex(4)
@@ -32,6 +36,10 @@ def all_or_nothing(paths: Sequence[Path]) -> Iterator[list[Path]]:
         for source, target in zip(temporary, finals):
             source.chmod(0o666 & ~_umask())  # some writers leave theirs private
             os.replace(source, target)
+    except OSError as error:
+        if error.errno in _FULL:  # it names no file, or the temporary one
+            error.filename = ", ".join(map(os.fspath, paths))
+        raise
     finally:
         for path in temporary:
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from fastvit_cli import (
     profile,
     train,
 )
-from fastvit_cli.errors import Stop, one_line, summary
+from fastvit_cli.errors import Stop, disk_said, one_line, summary
 from fastvit_cli.options import Version, refuse_empty
 from typer.core import TyperCommand
 
@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _end(f"The disk said: {summary(error)}.", 1, debug)
+        return _end(f"{disk_said(error)}.", 1, debug)
     except Exception as error:
         hint = (
             "This is a fault of the command: run it again with --debug, and report it."

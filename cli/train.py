@@ -15,7 +15,7 @@ from fastvit_cli import options as common
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import Screen, open_screen
-from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
+from fastvit_cli.errors import BadInput, JobFailed, Stop, disk_said, summary
 from fastvit_cli.ranks import is_of_processes, joined, together
 
 if TYPE_CHECKING:
@@ -290,17 +290,16 @@ def _recipe(
         BadInput: there is none of that name, or a key or value is not right.
     """
     from fastvit.builtin import recipe_for
+    from fastvit.checkpoint import recipe_of_run
     from fastvit.recipe_files import read_recipe, with_settings
 
-    own = folder / "recipe.toml" if folder else None
     bare = model.rpartition("/")[2].partition("@")[0]
     with as_stops(starting=True):
-        if name is None and own is not None and own.exists():
-            recipe = read_recipe(own)
-        elif name is not None and name.endswith(".toml"):
+        if name is not None and name.endswith(".toml"):
             recipe = read_recipe(name)
         else:
-            recipe = recipe_for("imagenet" if name is None else name, bare)
+            own = recipe_of_run(folder) if folder and name is None else None
+            recipe = own or recipe_for("imagenet" if name is None else name, bare)
         return with_settings(recipe, settings)
 
 
@@ -328,12 +327,22 @@ def _document(request: Request, outcome: Outcome, seconds: float) -> dict[str, A
 
 
 def _finish(request: Request, outcome: Outcome, screen: Screen) -> None:
-    """Curves, the page and the last words."""
+    """Curves, the page and the last words.
+
+    Raises:
+        JobFailed: the disk would not take them.
+    """
     from fastvit_cli import train_report, train_view
 
-    with screen.working(request.model) as stage:
-        stage("curves and summary")
-        train_report.write(request, outcome)
+    try:
+        with screen.working(request.model) as stage:
+            stage("curves and summary")
+            train_report.write(request, outcome)
+    except OSError as error:
+        raise JobFailed(
+            f"the training is complete; {disk_said(error)}.",
+            hint="Make room, then --resume writes them and trains nothing.",
+        ) from error
     train_view.conclude(screen.people, request, outcome)
 
 

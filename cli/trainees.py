@@ -48,7 +48,8 @@ def build(
     form = sources.classify(source)
     options = replace(options, args=_arguments(form, source, options, recipe, classes))
     built = _seeded(form, source, options, recipe)
-    notes = [*built.notes, *_load(built, options, len(classes))]
+    # What a builder notes is the size that it had to assume: here the recipe says it.
+    notes = _load(built, options, len(classes))
     known = card.preprocessing if card else built.card.preprocessing
     made = preprocessing(known, recipe)
     _check_output(source, built.model, made, len(classes))

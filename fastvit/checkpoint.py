@@ -15,7 +15,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from fastvit.errors import CheckpointError, ResumeError
-from fastvit.recipe_files import from_toml
+from fastvit.recipe_files import from_toml, read_recipe
 from fastvit.recipes import SECTIONS, Recipe
 
 FORMAT = "fastvit-repcompiler/train/1"
@@ -103,11 +103,26 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ResumeError(
-            f"{path} cannot be read: torch meets a {type(error).__name__}.", hint=hint
+            f"{path} is damaged or cannot be read ({type(error).__name__}).", hint=hint
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ResumeError(f"{path} is not a checkpoint of a run.", hint=hint)
     return state
+
+
+def recipe_of_run(folder: Path) -> Recipe | None:
+    """The recipe of the run in a folder; None where there is no run.
+
+    Raises:
+        RecipeError: its `recipe.toml` was edited and is none any more.
+        ResumeError: there is none, and the checkpoint that has it too is damaged.
+    """
+    own, last = folder / "recipe.toml", folder / LAST
+    if own.exists():
+        return read_recipe(own)
+    if not last.exists():
+        return None
+    return from_toml(read_state(last)["recipe"], str(last))
 
 
 def check_same_run(path: Path, state: dict[str, Any], recipe: Recipe) -> None:

@@ -132,7 +132,7 @@ def _read_pickle(path: Path) -> Any:
         if "TorchScript" in str(error):
             hint = "Save the state dict of the model instead of its program."
             raise CorruptFile(f"{path} is a TorchScript program.", hint=hint) from error
-        message = f"{path} is damaged: torch meets a {type(error).__name__} in it."
+        message = f"{path} is damaged ({type(error).__name__})."
         raise CorruptFile(message, hint=_DOWNLOAD_AGAIN) from error
 
 

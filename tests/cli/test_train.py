@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -97,6 +98,47 @@ def test_a_finished_run_resumes_into_nothing_and_another_is_not_overwritten(trai
     result = train("-o", "run", "--resume", recipe=None)
     assert result.code == 0
     assert "Resumed at epoch 3" in result.err
+
+
+def test_a_run_resumes_with_its_own_recipe_where_the_file_is_gone(train, folder):
+    train("-o", "run")
+    (folder / "run/recipe.toml").unlink()
+    result = train("-o", "run", "--resume", recipe=None)
+    assert result.code == 0, result.err
+    assert "Resumed at epoch 3" in result.err
+    assert 'name = "small"' in (folder / "run/recipe.toml").read_text()
+
+
+def test_the_size_of_a_model_that_says_none_is_the_recipes(train, folder):
+    (folder / "mute.py").write_text(
+        "from torch import nn\n"
+        "def build(num_classes):\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n"
+        "    return nn.Sequential(pool, nn.Flatten(), nn.Linear(3, num_classes))\n"
+    )
+    result = train("-o", "run", model="mute.py:build")
+    assert result.code == 0, result.err
+    assert "3x16x16 on cpu" in result.out
+    assert "224" not in result.out
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_and_resume_finishes(
+    train, folder, monkeypatch
+):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        result = train("-o", "run", "--json", "-")
+    assert result.code == 1
+    assert result.err.splitlines()[-1] == (
+        "Error: the training is complete; run/curves.png, run/summary.html: No space "
+        "left on device. Make room, then --resume writes them and trains nothing."
+    )
+    assert json.loads(result.out)["complete"] is True
+    assert train("-o", "run", "--resume").code == 0
+    assert {path.name for path in (folder / "run").iterdir()} == FILES
 
 
 def test_weights_of_other_classes_get_a_new_head_said_aloud(train, fastvit, folder):
