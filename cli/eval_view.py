@@ -33,7 +33,7 @@ def show(
     out.print(_figures(document))
     _agreement(out, document)
     _confused(out, document)
-    _skipped(out, document["skipped"])
+    unreadable(out, document["skipped"])
 
 
 def _figures(document: dict[str, Any]) -> Table:
@@ -82,10 +82,12 @@ def _confused(out: Console, document: dict[str, Any]) -> None:
     out.print(Text(f"Most confused: {', '.join(said)}"))
 
 
-def _skipped(out: Console, skipped: list[dict[str, str]]) -> None:
+def unreadable(out: Console, skipped: list[dict[str, str]]) -> None:
+    """Name the images that could not be read, and say why."""
     if not skipped:
         return
-    out.print(Text(f"{len(skipped)} images could not be read:", "yellow"))
+    count = f"{len(skipped)} image{'s' * (len(skipped) != 1)}"
+    out.print(Text(f"{count} could not be read:", "yellow"))
     for problem in skipped[:SKIPPED]:
         out.print(Text(f"  {problem['image']}: {problem['reason']}", "yellow"))
     if len(skipped) > SKIPPED:

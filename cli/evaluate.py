@@ -249,7 +249,7 @@ def _evaluate(
         stage(f"{done} of {len(images)} images")
         return True
 
-    found = run(forms, batches, device, progress=progress)
+    found = run(forms, batches, device, progress=progress, warm_up=True)
     assert found is not None
     if not found.forms["model"].images:
         raise BadInput(f"none of the {len(images)} images could be read.")

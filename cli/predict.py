@@ -75,6 +75,8 @@ def predict(
         screen.people.print("Note: the weights are random.", style="yellow")
     if rows:
         eval_view.predictions(screen.people, rows)
+    if len(unreadable) > 1:  # one alone is named by the error
+        eval_view.unreadable(screen.people, unreadable)
     screen.emit(
         {
             "schema": 1,

@@ -96,12 +96,15 @@ def evaluate(
     autocast: torch.dtype | None = None,
     channels_last: bool = False,
     progress: Callable[[int], bool] | None = None,
+    warm_up: bool = False,
 ) -> Evaluation | None:
     """Run every form on every batch.
 
     Args:
         forms: name to a callable from images (B, C, H, W) to logits (B, K).
         progress: told how many images are done; False ends the evaluation.
+        warm_up: every form runs the first batch once more, before the clock runs:
+            a first call allocates, chooses kernels and compiles.
 
     Returns:
         None where `progress` ended it.
@@ -116,6 +119,10 @@ def evaluate(
         if not len(batch.targets):
             continue
         images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        if warm_up and not done:
+            for run in forms.values():
+                with torch.no_grad(), _autocast(device, autocast):
+                    run(images)
         for name, run in forms.items():
             with torch.no_grad(), _autocast(device, autocast):
                 began = _now(device)

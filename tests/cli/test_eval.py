@@ -163,6 +163,16 @@ def test_predict_names_what_it_cannot_read_and_predicts_the_rest(fastvit, net, i
     assert "data/val/a/0.png" in result.out
 
 
+def test_predict_names_every_image_that_it_cannot_read(fastvit, net, images, folder):
+    (folder / "empty.png").write_bytes(b"")
+    result = fastvit("predict", net, "none.png", "empty.png", "data", *THREE)
+    assert result.code == 2
+    assert "2 images" not in result.out
+    assert "3 images could not be read" in result.out
+    for said in ("none.png: No such file", "empty.png: it is empty", "data: Is a dir"):
+        assert said in result.out
+
+
 def test_data_lays_out_real_images_once(fastvit, folder):
     document = json.loads(fastvit("data", "digits", "d", "--json", "-").out)
     assert (document["train"], document["val"], document["classes"]) == (1442, 355, 10)

@@ -103,3 +103,19 @@ def test_fewer_than_five_classes_have_a_top5_of_all():
     found = evaluate({"m": table([[1.0, 0.0]] * 7)}, batches((2,)), CPU)
     assert found is not None
     assert found.forms["m"].top5 == 100
+
+
+def test_warming_up_changes_no_figure_and_runs_the_first_batch_once_more():
+    seen: list[list[int]] = []
+    answers = peaked(0, 1, 2, 3, 1, 1, 0)
+
+    def run(images):
+        seen.append(images.flatten().int().tolist())
+        return answers(images)
+
+    cold = evaluate({"m": answers}, batches(), CPU)
+    warm = evaluate({"m": run}, batches(), CPU, warm_up=True)
+    assert cold is not None and warm is not None
+    assert seen == [[0, 1, 2], [0, 1, 2], [3, 4, 5, 6]]
+    assert warm.forms["m"].loss == cold.forms["m"].loss
+    assert torch.equal(warm.forms["m"].indices, cold.forms["m"].indices)
