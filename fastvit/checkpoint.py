@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,21 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ResumeError(f"{path} is not a checkpoint of a run.", hint=hint)
     return state
+
+
+def position_of(state: dict[str, Any], rank: int, size: int) -> Position:
+    """Where one process of `size` stands: the epoch's losses are those that it saw.
+
+    Of another number of processes the first one takes them all.
+    """
+    at = Position(**state["position"])
+    # An older checkpoint has the first process's alone.
+    shares = state.get("shares", [[at.loss_sum, at.losses]])
+    if len(shares) != size:
+        sums = [sum(column) for column in zip(*shares, strict=True)]
+        shares = [sums, *[[0.0, 0]] * (size - 1)]
+    loss_sum, losses = shares[rank]
+    return replace(at, loss_sum=loss_sum, losses=losses)
 
 
 def recipe_of_run(folder: Path) -> Recipe | None:

@@ -26,6 +26,7 @@ from fastvit.checkpoint import (
     Position,
     check_same_model,
     check_same_run,
+    position_of,
     read_state,
     write_state,
     write_whole,
@@ -155,7 +156,7 @@ def _resume(run: _Run) -> None:
     check_same_model(path, state, run.engine.model)
     for text in _differences(run, state):
         run.listener.noted(text)
-    run.position = Position(**state["position"])
+    run.position = position_of(state, world.rank, world.size)
     run.history = state["history"]
     run.problems = state["problems"]
     done = run.position.epoch * run.engine.plan.updates + run.position.update
@@ -346,11 +347,12 @@ def _save(run: _Run) -> None:
     _advance(run, run.engine.checked_losses(now=True), updates=0)
     run.engine.check_weights(run.position.epoch, run.position.update)
     state = run.engine.state()
+    shares = run.job.world.gather([run.position.loss_sum, run.position.losses])
     _share_problems(run)
     run.saved = time.monotonic()
     if not run.job.world.leads:
         return
-    position = asdict(run.position)
+    position = {"position": asdict(run.position), "shares": shares}
     history = {"history": run.history, "problems": run.problems}
     data = {
         "classes": list(run.job.splits.class_names),
@@ -358,7 +360,7 @@ def _save(run: _Run) -> None:
         "recipe": to_toml(run.job.recipe),
         "threads": torch.get_num_threads(),
     }
-    whole = {**state, "position": position, **history, **data}
+    whole = {**state, **position, **history, **data}
     write_state(run.job.output / LAST, whole)
     write_skipped(run.job.output, run.problems)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import ranks
 import torch
 from test_resume import assert_same_state, state
 from train_helpers import CPU, write_images
+
+from fastvit.checkpoint import Position, position_of
 
 # float32 sums in another order: two processes add up halves.
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
@@ -74,6 +77,19 @@ def test_the_average_of_statistics_is_the_mean_over_processes(out):
 
 def test_a_run_of_two_processes_continues_bit_for_bit(out):
     assert_same_state(state(out / "average"), state(out / "stopped"))
+    assert losses(out / "average") == losses(out / "stopped")
+
+
+def test_one_process_goes_on_with_the_losses_of_two():
+    state = {"position": asdict(Position(1, 2, 3.0, 2)), "shares": [[3.0, 2], [4.0, 2]]}
+    places = [position_of(state, rank, 2) for rank in (0, 1)]
+    assert [(at.loss_sum, at.losses) for at in places] == [(3.0, 2), (4.0, 2)]
+    assert position_of(state, 0, 1) == Position(1, 2, 7.0, 4)
+    more = [position_of(state, rank, 3) for rank in range(3)]
+    assert [at.losses for at in more] == [4, 0, 0]
+    del state["shares"]  # as older versions wrote
+    assert position_of(state, 0, 2) == Position(1, 2, 3.0, 2)
+    assert position_of(state, 1, 2).losses == 0
 
 
 def test_an_image_that_another_process_cannot_read_is_named_and_counted_once(out):
