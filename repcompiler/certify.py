@@ -98,10 +98,8 @@ def check_regions(
         ValueError: the certificate is about inputs of other sizes.
     """
     inputs = _widened(inputs, document["sizes"])
-    wide = _in_float64(graph, exact)
-    recorder = _Recorder(wide)
     with torch.no_grad():
-        recorder.run(*(x.double() if x.is_floating_point() else x for x in inputs))
+        recorder = _recorded(graph, exact, inputs)
         return [
             _check_region(row, graph, recorder, candidate)
             for row in document["regions"]
@@ -146,6 +144,24 @@ class _Recorder(Interpreter):
         super().__init__(graph, garbage_collect_values=False)
         self.graph_module = graph
         self.nodes = {node.name: node for node in graph.graph.nodes}
+
+
+def _recorded(
+    graph: GraphModule, exact: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> _Recorder:
+    """The graph in float64, with the sizes of all values and with its own constants.
+
+    Sizes are those of a run in the graph's own dtype: one that names a dtype, as in
+    ``x.float()``, does not run in another.
+    """
+    own = _Recorder(copy.deepcopy(graph))
+    own.run(*inputs)
+    wide = _Recorder(_in_float64(graph, exact))
+    wide.env = {wide.nodes[node.name]: value for node, value in own.env.items()}
+    for node in wide.nodes.values():
+        if node.op == "get_attr":
+            wide.env[node] = wide.fetch_attr(str(node.target))
+    return wide
 
 
 def _in_float64(graph: GraphModule, exact: Mapping[str, Tensor]) -> GraphModule:

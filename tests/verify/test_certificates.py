@@ -118,6 +118,27 @@ def _first(row):
     return next(op for op in row["candidate"]["ops"] if op.get("weight"))
 
 
+class Bytes(nn.Module):
+    """Takes whole numbers to float32 by itself, in whatever dtype its weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        """The norm of the conv."""
+        return self.norm(self.conv(x.float() / 255))
+
+
+def test_a_certificate_of_a_model_that_names_its_dtype_holds():
+    net = randomise(Bytes()).float()
+    result = rc.fuse(net, (draw(INPUT).float(),), certify=True)
+    found = verify(result.certificate, runner(net), runner(result.model))
+    assert (found.problems, len(found.rows)) == ([], 1)
+    net.norm.bias.data += 1
+    assert not verify(result.certificate, runner(net), runner(result.model)).ok
+
+
 @pytest.mark.parametrize("claim", list(FORGERIES))
 def test_a_false_claim_is_caught_even_with_a_digest_that_fits(case, claim):
     document = forged(case[2], FORGERIES[claim])
