@@ -102,8 +102,7 @@ def _partial_binary(args: Any) -> Any:
     tensors = [arg for arg in args[:2] if isinstance(arg, (Tensor, Partial))]
     if not tensors:
         return UNKNOWN
-    shapes = {len(arg.shape): arg for arg in tensors}
-    widest = shapes[max(shapes)]
+    widest = max(tensors, key=lambda arg: (len(arg.shape), isinstance(arg, Partial)))
     for arg in tensors:
         padded = (1,) * (len(widest.shape) - len(arg.shape)) + tuple(arg.shape)
         for mine, other in zip(padded, widest.shape):

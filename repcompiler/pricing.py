@@ -14,7 +14,7 @@ from math import inf, prod
 from torch.fx import Graph, Node
 
 from repcompiler import blocks, cost
-from repcompiler.affine import Diagonal, Meaning, Step, Term, Window
+from repcompiler.affine import Diagonal, Map, Meaning, Step, Term, Window
 from repcompiler.cost import Prices, Work
 from repcompiler.facts import Facts
 from repcompiler.lift import Affine, Bundle, Carry, Lifted, Opaque, Stack
@@ -33,6 +33,7 @@ class Pricing:
     Attributes:
         numbers: how many numbers one sample of a value holds.
         macs: multiplications of every op that was priced, by its key.
+        padded: keys of the convs that were priced with a pad op of their own.
     """
 
     lifted: Mapping[Node, Lifted]
@@ -40,6 +41,7 @@ class Pricing:
     prices: Prices
     numbers: dict[Node, float] = field(default_factory=dict[Node, float])
     macs: dict[object, float] = field(default_factory=dict[object, float])
+    padded: set[object] = field(default_factory=set[object])
 
     @classmethod
     def of(
@@ -72,7 +74,7 @@ class Pricing:
         if own.weightless:
             return cost.elementwise_cost((numbers + read) / 2)
         work = Work(numbers / map.out_channels, read / map.in_channels)
-        self.macs[node] = cost.map_macs(map, work)
+        self._note(node, map, work)
         shape = self.facts.shape(source)
         return self.prices.map(map, work, map.out_channels, shape)
 
@@ -97,7 +99,14 @@ class Pricing:
     def size(self, plan: Mapping[object, float]) -> tuple[int, float]:
         """How many ops a plan runs, and their multiplications."""
         ops = [op for op, price in plan.items() if price > 0.0]
-        return len(ops), sum(self.macs.get(op, 0.0) for op in ops)
+        count = len(ops) + len(self.padded.intersection(ops))
+        return count, sum(self.macs.get(op, 0.0) for op in ops)
+
+    def _note(self, key: object, map: Map, work: Work) -> None:
+        """Keep what counts of an op beside its price."""
+        self.macs[key] = cost.map_macs(map, work)
+        if isinstance(map, Window) and cost.needs_pad(map):
+            self.padded.add(key)
 
     def _count(self, node: Node) -> float:
         """Numbers in one sample of the value: every size but the batch."""
@@ -141,7 +150,7 @@ class Pricing:
             carried = True
             work = self._work(term, result[0])
             ops[label, place] = self._term(term, meaning, (work, *result))
-            self.macs[label, place] = cost.map_macs(term.map, work)
+            self._note((label, place), term.map, work)
         for extra in range(len(meaning.terms) - 1 + (not carried)):
             ops[label, "add", extra] = self.prices.add(*result)
         return ops

@@ -174,11 +174,14 @@ def _plans(node: Node, state: _Selection) -> list[tuple[Plan, Meaning]]:
 def _is_worth(plan: Plan, other: Plan, pricing: Pricing) -> bool:
     """Whether a cheaper plan may be taken: more ops have to be clearly worth it.
 
+    As many ops with as many multiplications are what was there, made anew.
     They have to save multiplications, and a share of the cost that is beyond what
     nominal costs can tell. Two convs and a sum nominally cost less than a conv over a
     concat, because they move fewer bytes; runtimes differ too much for that to count.
     """
     (ops, macs), (fewest, most) = pricing.size(plan), pricing.size(other)
+    if (ops, macs) == (fewest, most) and pricing.padded.intersection(plan):
+        return False
     if ops <= fewest:
         return True
     return macs < most and sum(plan.values()) < CLEARLY * sum(other.values())
