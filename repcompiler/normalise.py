@@ -219,8 +219,8 @@ def _replace(
         name += "_"
     value: Tensor = known[node]
     roots = list(_roots(node, module))
-    dtype = next((r.dtype for r in roots if r.is_floating_point()), value.dtype)
-    stored = value.to(dtype) if value.is_floating_point() else value.clone()
+    dtype = next((r.dtype for r in roots if r.is_floating_point()), None)
+    stored = _narrowed(value, dtype)
     trains = any(isinstance(r, nn.Parameter) and r.requires_grad for r in roots)
     trains = trains and any(op_name(user) in _WEIGHTED for user in node.users)
     if trains and stored.is_floating_point():
@@ -234,6 +234,13 @@ def _replace(
     for user in list(node.users):
         if user not in known:
             user.replace_input_with(node, constant)
+
+
+def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A copy in the dtype that the model computes it in, complex numbers likewise."""
+    if dtype is None or not (value.is_floating_point() or value.is_complex()):
+        return value.clone()
+    return value.to(dtype.to_complex() if value.is_complex() else dtype)
 
 
 def _roots(node: Node, module: GraphModule) -> Iterator[Tensor]:
