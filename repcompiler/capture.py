@@ -20,7 +20,13 @@ from torch.fx import GraphModule
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
-from repcompiler.errors import CaptureError, NotEval, UnsupportedInput
+from repcompiler.errors import (
+    CaptureError,
+    NotEval,
+    UnsupportedInput,
+    does_not_run,
+    first_line,
+)
 from repcompiler.exported import exported, program_module
 from repcompiler.facts import fetch
 from repcompiler.lift import is_hooked
@@ -122,11 +128,23 @@ def _require_leaves(model: nn.Module) -> None:
     """Raise for tensors that cannot be copied, such as the old weight norm leaves."""
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                raise CaptureError(
-                    f"{name}.{attribute} was computed with gradients on.",
+            held: list[object] = pytree.tree_leaves(value)
+            if any(isinstance(leaf, Tensor) and not leaf.is_leaf for leaf in held):
+                path = f"{name}.{attribute}" if name else attribute
+                raise UnsupportedInput(
+                    f"{path} was computed with gradients on.",
                     hint="Run the model once under torch.no_grad() before fusing.",
                 )
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # an attribute of any class may refuse
+        raise UnsupportedInput(
+            f"The model cannot be copied: {first_line(error)}.",
+            hint="Take what copy.deepcopy refuses off the model before fusing.",
+        ) from error
 
 
 def _through_doors(
@@ -220,22 +238,36 @@ _OPEN: dict[str, Callable[[nn.Module, tuple[Any, ...] | None], GraphModule]] = {
 
 
 def same_function(
-    model: nn.Module, captured: GraphModule, inputs: tuple[Any, ...]
+    model: nn.Module,
+    captured: GraphModule,
+    inputs: tuple[Any, ...],
+    *,
+    anew: bool = True,
 ) -> bool:
     """Whether graph and module agree on fresh random weights, drawn anew for both.
 
     A graph that baked in a weight, or reads a stale one, differs here. The graph runs
     with the very parameters of a copy of the module; no number of the model changes.
+    Where the module does not run on random weights, it keeps its own.
+
+    Raises:
+        UnsupportedInput: the model cannot be copied, or does not run on the inputs.
     """
-    twin = copy.deepcopy(model)
+    twin = _copy(model)
     state = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-    randomise(state.values())
+    if anew:
+        randomise(state.values())
     owned = {**dict(captured.named_parameters()), **dict(captured.named_buffers())}
     with torch.no_grad():
         # Each may write to its inputs, its buffers and even its parameters.
         replaced = {name: state[name].clone() for name in owned if name in state}
         one, two = (copied(inputs) for _ in range(2))
-        expected = _outputs(lambda: twin(*one))
+        try:
+            expected = _outputs(lambda: twin(*one))
+        except Exception as error:  # the model's own code runs here
+            if anew:  # which may not take every weight
+                return same_function(model, captured, inputs, anew=False)
+            raise does_not_run(error) from error
         try:
             call = torch.func.functional_call
             found = _outputs(lambda: call(captured, replaced, two))

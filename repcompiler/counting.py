@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from repcompiler.errors import does_not_run
+from repcompiler.held import left_as_found
+from repcompiler.trees import copied
 
 # Layout and view ops, and bookkeeping, which compute nothing.
 LAYOUT_OPS = frozenset(
@@ -61,26 +64,30 @@ def _macs(name: str, args: Sequence[Any], result: Any) -> int:
     return 0
 
 
-@contextmanager
-def buffers_kept(*modules: nn.Module) -> Generator[None, None, None]:
-    """Undo what a forward pass writes to buffers: a check must not change a model."""
-    buffers = [buffer for module in modules for buffer in module.buffers()]
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, version, copied in before:
-            if buffer._version != version:
-                buffer.data.copy_(copied)
-
-
 def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str], int]:
-    """(ATen compute ops by name, MACs) of one forward pass on the first sample."""
+    """(ATen compute ops by name, MACs) of one forward pass on the first sample.
+
+    A model that takes no batch but its own is counted on the inputs as they are.
+
+    Raises:
+        UnsupportedInput: it does not run on them either.
+    """
     if inputs is None:
         return Counter(), 0
     first = pytree.tree_map(_first_sample, tuple(inputs))
-    with torch.no_grad(), buffers_kept(model), OpCounter() as counter:
-        model(*first)
+    try:
+        return _count(model, first)
+    except Exception:  # the model's own code runs here
+        pass
+    try:
+        return _count(model, copied(tuple(inputs)))
+    except Exception as error:
+        raise does_not_run(error) from error
+
+
+def _count(model: nn.Module, inputs: Sequence[Any]) -> tuple[Counter[str], int]:
+    with torch.no_grad(), left_as_found(model), OpCounter() as counter:
+        model(*inputs)
     return counter.calls, counter.macs
 
 

@@ -38,8 +38,22 @@ class CaptureError(RepCompilerError):
 
 
 class UnsupportedInput(RepCompilerError):
-    """The argument is no module, graph module or exported program."""
+    """The argument is no model that can be copied, or the inputs do not fit it."""
 
 
 class VerificationError(RepCompilerError):
     """A verification was asked for that cannot be made."""
+
+
+def does_not_run(error: BaseException) -> UnsupportedInput:
+    """The error for a model whose own code fails on the example inputs."""
+    return UnsupportedInput(
+        f"The model does not run on the example inputs: {first_line(error)}.",
+        hint="Give inputs that model(*inputs) takes.",
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, or its type."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__

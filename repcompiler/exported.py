@@ -15,8 +15,8 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from repcompiler.counting import count
-from repcompiler.errors import CaptureError
-from repcompiler.tracer import first_line
+from repcompiler.errors import CaptureError, first_line
+from repcompiler.held import left_as_found
 
 
 def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
@@ -47,7 +47,7 @@ def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
 
 
 def _export_once(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> GraphModule:
-    with _quiet():
+    with _quiet(), left_as_found(model):
         program = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
         return program_module(program)
 

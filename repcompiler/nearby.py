@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from repcompiler.counting import buffers_kept
+from repcompiler.held import left_as_found
 from repcompiler.report import VerifyReport
 from repcompiler.verify import EXACT, MAX_ERROR_RATIO, cast, in_float64, run
 
@@ -43,7 +43,7 @@ def against_nearby(
     reference = in_float64(original) if unsure else None
     if reference is None or (verdict.exactness or 0.0) > EXACT:
         return verdict
-    with buffers_kept(original, candidate, reference):
+    with left_as_found(original, candidate, reference):
         ratios = [_ratio(original, candidate, reference, batch) for batch in batches]
     worst = max(ratios, default=float("inf"))
     if worst > 1.0:
@@ -67,7 +67,7 @@ def is_as_near(
     reference = in_float64(original)
     if reference is None:
         return False
-    with buffers_kept(candidate, reference):
+    with left_as_found(candidate, reference):
         wide = [cast(batch, torch.float64) for batch in batches]
         ratios = [_ratio(reference, candidate, reference, batch) for batch in wide]
     return max(ratios, default=float("inf")) <= 1.0

@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrize
 
-from repcompiler.errors import CaptureError
+from repcompiler.errors import CaptureError, first_line
+from repcompiler.held import Held
 from repcompiler.lift import is_hooked
 from repcompiler.partial import op_name
 
@@ -130,41 +131,6 @@ def _number_of_blocks(node: fx.Node) -> int | None:
     return int(cast(int, given[0])) if op_name(node) == "chunk" else None
 
 
-class _Found:
-    """What a model's modules held before their code ran."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.held: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self.lists: list[tuple[list[Any], list[Any]]] = []
-        for module in model.modules():
-            inner = vars(module).values()
-            stores = [value for value in inner if isinstance(value, dict)]
-            for store in (vars(module), *cast(list[dict[Any, Any]], stores)):
-                self.held.append((store, dict(store)))
-            lists = [value for value in inner if isinstance(value, list)]
-            self.lists += [(value, list(value)) for value in cast(Any, lists)]
-        self.copies = [(b, b._version, b.clone()) for b in model.buffers()]
-
-    def buffer_written(self, model: nn.Module) -> bool:
-        """Whether a buffer was written to or replaced, which no graph would show."""
-        same = [id(b) for b, _, _ in self.copies] == [id(b) for b in model.buffers()]
-        return not same or any(b._version != version for b, version, _ in self.copies)
-
-    def restore(self) -> None:
-        """Put everything back, what is kept in a dict or a list of a module as well."""
-        for kept, before in self.lists:
-            kept[:] = before
-        for store, before in self.held:
-            if store.keys() != before.keys() or any(
-                store[name] is not value for name, value in before.items()
-            ):
-                store.clear()
-                store.update(before)
-        for buffer, version, copy in self.copies:
-            if buffer._version != version:
-                buffer.data.copy_(copy)
-
-
 def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     """Trace with proxies; if that fails, with default arguments bound, then with
     buffers as the plain tensors that they are now.
@@ -180,11 +146,11 @@ def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     if bound := {**_defaults(model, inputs), **_constants(model, inputs, (int, float))}:
         choices.append({**bound, **fixed})
     for proxy_buffers, arguments in product((True, False), choices):
-        found = _Found(model)
+        found = Held(model)
         try:
             tracer = _Tracer(proxy_buffers=proxy_buffers)
             graph = tracer.trace(model, concrete_args=arguments)
-            if found.buffer_written(model):
+            if found.buffer_written():
                 raise CaptureError("forward writes to a buffer")
             return GraphModule(tracer.root, graph, type(model).__name__)
         except Exception as error:  # the model's own code runs here
@@ -218,9 +184,3 @@ def _defaults(model: nn.Module, inputs: tuple[Any, ...] | None) -> dict[str, Any
         and p.default is not inspect.Parameter.empty
         and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -15,14 +15,15 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from repcompiler.counting import buffers_kept
-from repcompiler.errors import VerificationError
+from repcompiler.errors import UnsupportedInput, VerificationError
+from repcompiler.held import left_as_found
 from repcompiler.probes import PROBE_SCALES
 from repcompiler.report import VerifyReport
 from repcompiler.trees import copied
@@ -131,7 +132,8 @@ def verify(
             reference's own rounding the candidate may be.
 
     Raises:
-        VerificationError: the reference does not run on the inputs.
+        VerificationError: one of them does not run on the inputs.
+        UnsupportedInput: one of them is no model.
     """
     return compare(reference, candidate, None, [tuple(inputs)], max_error_ratio)
 
@@ -148,7 +150,7 @@ def compare(
     judged = _runnable(candidate)
     state = VerifyReport(ok=True, verdict="equal", error_ratio=0.0, max_abs=0.0)
     models = _Quartet(plain, wide, judged, candidate64)
-    with buffers_kept(plain, judged):
+    with left_as_found(plain, judged):
         for batch in batches:
             state = _compare_batch(models, batch, state, max_error_ratio)
             if state.verdict == "not comparable":
@@ -206,6 +208,10 @@ def _compare_batch(
         return replace(
             state, ok=False, verdict="different", note="output shapes differ"
         )
+    fusing = models.candidate64 is not None
+    if fusing and [t.dtype for t in own] != [t.dtype for t in found]:
+        note = "output dtypes differ"
+        return replace(state, ok=False, verdict="different", note=note)
     if not all(
         bool(t.isfinite().all()) for t in (*own, *truth) if t.is_floating_point()
     ):
@@ -329,7 +335,14 @@ def _try_run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
 
 
 def _runnable(model: Runnable) -> nn.Module:
-    return model.module() if isinstance(model, torch.export.ExportedProgram) else model
+    if isinstance(model, torch.export.ExportedProgram):
+        return model.module()
+    if isinstance(typed(object, model), nn.Module):
+        return model
+    raise UnsupportedInput(
+        f"Cannot verify a {type(model).__name__}.",
+        hint="Pass an nn.Module, an fx.GraphModule or an ExportedProgram.",
+    )
 
 
 def in_float64(model: nn.Module) -> nn.Module | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repcompiler.counting import buffers_kept, count
+from repcompiler.counting import count
 from repcompiler.errors import CaptureError, VerificationError
+from repcompiler.held import left_as_found
 from repcompiler.nearby import is_as_near
 from repcompiler.parts import (
     Opened,
@@ -129,7 +130,7 @@ def _in_float64_alone(
     reference = in_float64(model)
     if reference is None:
         return verdict
-    with buffers_kept(wide):
+    with left_as_found(wide):
         error = max_distance(reference, wide, batches)
     if error is not None and error <= EXACT:
         note = "the model decides by its own rounding: it was compared in float64 alone"

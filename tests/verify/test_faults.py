@@ -17,7 +17,7 @@ from repcompiler.affine import Diagonal, Vector, Window
 from repcompiler.compile import run_stages
 from repcompiler.probes import probe_shapes
 from repcompiler.regions import fused_form, original_form
-from repcompiler.verify import EXACT, region_error
+from repcompiler.verify import EXACT, compare, region_error
 
 
 class Branches(nn.Module):
@@ -216,3 +216,19 @@ def test_windows_compare_by_geometry() -> None:
     """Kernels are no part of equality, so that geometry can be a key."""
     window = Window(-3, 4, 4, 1, (), "zeros", lambda: torch.zeros(4, 4))
     assert window == replace(window, kernel=lambda: torch.ones(4, 4))
+
+
+def test_an_output_of_another_dtype_is_no_equal_one():
+    conv = torch.nn.Conv2d(4, 4, 1)
+    wide = copy.deepcopy(conv).double()
+    candidate = torch.nn.Sequential(conv, Widened())
+    verdict = compare(conv, candidate, wide, [(torch.ones(1, 4, 3, 3),)])
+    assert (verdict.ok, verdict.note) == (False, "output dtypes differ")
+
+
+class Widened(torch.nn.Module):
+    """The same numbers in float64."""
+
+    def forward(self, x):
+        """As they are."""
+        return x.double()
