@@ -18,6 +18,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.fx import GraphModule
 
     from repcompiler.certify import RegionCheck
 
@@ -110,7 +111,8 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     """
     from repcompiler.capture import run_capture
     from repcompiler.certify import check_digest, check_regions, unclaimed
-    from repcompiler.opening import open_norms
+    from repcompiler.operators import RULES
+    from repcompiler.prepare import prepare
 
     if reference.model is None:
         raise BadInput(
@@ -131,7 +133,7 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     door = door if door in ("symbolic_trace", "export") else "auto"
     try:
         captured = run_capture(reference.model, reference.inputs, door=door, check=True)
-        open_norms(captured.module, captured.mutated)
+        prepare(captured, RULES)
         held = tensors_of(candidate, document)
         rows = check_regions(
             document,
@@ -141,7 +143,7 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
             captured.inputs or reference.inputs,
         )
         if candidate.form != "onnx":  # whose writer lays weights out in its own way
-            known = _held(captured.module) | tensors_of(reference, document)
+            known = _read(captured.module) | tensors_of(reference, document)
             rows += unclaimed(document, known, held)
     except Exception as error:  # its ops are a stranger's, and torch refuses many ways
         said = f"it is not about these two models: {summary(error, 120)}"
@@ -225,6 +227,14 @@ def tensors_of(candidate: Runner, document: dict[str, Any]) -> dict[str, Tensor]
         program: Any = candidate.model
         return {**program.state_dict, **program.constants}
     return _held(as_module(candidate.model))
+
+
+def _read(graph: GraphModule) -> dict[str, Tensor]:
+    """What a graph holds, tensors that are no parameter and no buffer among it."""
+    from repcompiler.facts import fetch
+
+    names = [str(n.target) for n in graph.graph.nodes if n.op == "get_attr"]
+    return _held(graph) | {name: fetch(graph, name) for name in names}
 
 
 def _held(module: nn.Module) -> dict[str, Tensor]:

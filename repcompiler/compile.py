@@ -22,22 +22,19 @@ from repcompiler.capture import Model, run_capture
 from repcompiler.certificate import certificate
 from repcompiler.compose import compose
 from repcompiler.errors import CaptureError, UnsupportedInput
-from repcompiler.facts import gather
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
-from repcompiler.mutation import keep_dtypes
 from repcompiler.nearby import against_nearby
-from repcompiler.opening import open_norms
 from repcompiler.operators import RULES
 from repcompiler.part import Signature
 from repcompiler.parts import Pipeline
+from repcompiler.prepare import prepare
 from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
 from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
 from repcompiler.report import FuseReport, VerifyReport
 from repcompiler.rewrite import Rewritten, rewrite
 from repcompiler.select import select
-from repcompiler.sizes import settle_sizes
 from repcompiler.state import State
 from repcompiler.tuning import Tuning, apply
 from repcompiler.verify import (
@@ -223,15 +220,9 @@ def _capture(state: State, door: str) -> None:
 def _lift(state: State) -> None:
     captured = state.captured
     assert captured is not None
-    state.opened = open_norms(captured.module, captured.mutated)
-    known = (captured.inputs, captured.exact, captured.frozen, captured.baked)
-    facts = gather(captured.module, *known)
-    if keep_dtypes(captured.module, facts):
-        facts = gather(captured.module, *known)
-    settle_sizes(captured.module, facts, state.rules)
-    state.facts = facts
+    state.opened, state.facts = prepare(captured, state.rules)
     state.lifted = {
-        node: lift(node, facts, state.rules)
+        node: lift(node, state.facts, state.rules)
         for node in captured.module.graph.nodes
         if node not in captured.mutated
     }

@@ -240,6 +240,29 @@ def test_sizes_in_layout_ops_follow_the_batch_that_they_were_taken_at():
     assert found.open == []
 
 
+def test_a_region_with_views_that_sizes_are_asked_of_is_re_verified():
+    """Of LeViT's kind: the shape of a view, whose twin the compiler asks instead."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.norm = nn.Linear(4, 12, bias=False), nn.BatchNorm1d(12)
+            self.out = nn.Linear(4, 4)
+
+        def forward(self, x):
+            rows = x.flatten(2).transpose(1, 2)
+            made = self.norm(self.rows(rows).flatten(0, 1)).reshape(*rows.shape[:2], 12)
+            n, length, _ = made.shape
+            q, k, v = made.view(n, length, 3, 4).unbind(2)
+            return self.out((q @ k.transpose(1, 2)).softmax(-1) @ v)
+
+    net, x = randomise(Attention()).float(), (draw(INPUT).float(),)
+    result = rc.fuse(net, x, certify=True)
+    assert result.report.regions
+    document = json.loads(json.dumps(result.certificate))
+    assert check((net, result.model, document)).problems == []
+
+
 def test_the_command_writes_and_re_verifies_it(tmp_path, monkeypatch):
     from fastvit_cli import main
 
