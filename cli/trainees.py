@@ -49,7 +49,7 @@ def build(
     options = replace(options, args=_arguments(form, source, options, recipe, classes))
     built = _seeded(form, source, options, recipe)
     # What a builder notes is the size that it had to assume: here the recipe says it.
-    notes = _load(built, options, len(classes))
+    notes = _load(built, options, classes, card)
     known = card.preprocessing if card else built.card.preprocessing
     made = preprocessing(known, recipe)
     _check_output(source, built.model, made, len(classes))
@@ -182,16 +182,28 @@ def _seeded(form: str, source: str, options: ModelOptions, recipe: Recipe) -> Bu
         return call(options)
 
 
-def _load(built: Built, options: ModelOptions, classes: int) -> list[str]:
-    """Load --weights, if given, and say what became of the head."""
+def _load(
+    built: Built, options: ModelOptions, names: tuple[str, ...], card: Card | None
+) -> list[str]:
+    """Load --weights, if given, and say what became of the head.
+
+    `card`: of the file, where this project wrote it.
+    """
     if options.weights is None:
         return []
     from fastvit.weights import load_weights_but_head
 
-    path = options.weights
+    path, classes = options.weights, len(names)
     theirs = sources.reading(lambda: load_weights_but_head(built.model, path, classes))
     if theirs == classes:
-        return [f"Started from {path}."]
+        own = tuple((card and card.class_names) or names)
+        if own == names:
+            return [f"Started from {path}."]
+        place = next(i for i, pair in enumerate(zip(own, names)) if len({*pair}) > 1)
+        return [
+            f"Started from {path}, its head with it, whose classes have other names: "
+            f"number {place} is {own[place]!r} there and {names[place]!r} here."
+        ]
     return [
         f"Started from {path}; its head has {theirs} classes, the data {classes}: "
         "a new head, with random weights."

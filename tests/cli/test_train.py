@@ -149,7 +149,17 @@ def test_weights_of_other_classes_get_a_new_head_said_aloud(train, fastvit, fold
     assert result.code == 0, result.err
     assert "its head has 3 classes, the data 5: a new head" in flat(result.out)
     same = train("-o", "same", model="run/best.safetensors")
-    assert "Started from run/best.safetensors" in flat(same.out)
+    assert "Started from run/best.safetensors." in flat(same.out)
+
+
+def test_classes_of_other_names_are_said_aloud(train, folder):
+    write_images(folder / "other" / "train", "abx")
+    write_images(folder / "other" / "val", "abx", each=2)
+    train("-o", "run")
+    model = "run/best.safetensors"
+    result = train("-o", "next", model=model, data="other")
+    assert result.code == 0, result.err
+    assert "number 2 is 'c' there and 'x' here" in flat(result.out)
 
 
 def test_fuse_at_end_leaves_the_fused_files_and_their_report(train, folder, fastvit):
