@@ -112,6 +112,8 @@ def test_ctrl_c_leaves_no_file_and_says_nothing(folder, net):
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A suite that runs in the background of a shell ignores it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"

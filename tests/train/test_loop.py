@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import math
+import signal
 import time
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from test_resume import state
 from torch import nn
-from train_helpers import CPU, PREPROCESSING, Recorder, Tiny, small
+from train_helpers import CPU, PREPROCESSING, Recorder, Tiny, deliver, small
 
 from fastvit import create_model
 from fastvit.batches import Batch, BatchPlan, EpochOrder, TrainingImages
@@ -278,11 +279,9 @@ def test_a_hand_interrupted_evaluation_is_done_again(run, tmp_path):
         sent = False
 
         def evaluating(self, done, images) -> None:
-            import signal
-
             if not self.sent:  # a second one ends the process at once
                 self.sent = True
-                signal.raise_signal(signal.SIGTERM)
+                deliver(signal.SIGTERM)
 
     _, outcome = run(recipe, "again", Interrupting())
     assert outcome.signal is not None

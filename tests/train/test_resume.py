@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from torch.utils._pytree import tree_flatten
-from train_helpers import Recorder, Tiny, small
+from train_helpers import Recorder, Tiny, deliver, small
 
 from fastvit import checkpoint
 from fastvit.errors import CheckpointError, Diverged, ResumeError
@@ -95,7 +95,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(run, tmp_path, kind):
     recipe = small()
     run(recipe, "whole")
     before = signal.getsignal(kind)
-    listener = stop_at(2, lambda: signal.raise_signal(kind))
+    listener = stop_at(2, lambda: deliver(kind))
     _, outcome = run(recipe, "stopped", listener)
     assert outcome.signal == kind
     assert (outcome.position.epoch, outcome.position.update) == (0, 2)
