@@ -38,7 +38,7 @@ from typing import Any
 import timm
 import torch
 from fastvit_cli import machine, timing, tuner
-from fastvit_cli.backends import TUNED_IN
+from fastvit_cli.backends import TUNED_IN, openvino_core
 from fastvit_cli.measured import Setting
 from fastvit_cli.onnx_plans import Exports
 from fastvit_cli.plans import Task
@@ -161,7 +161,8 @@ def in_openvino(model: nn.Module, x: Tensor, threads: int) -> Run:
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.compile_model(converted, "CPU", settings).create_infer_request()
+    compiled = openvino_core().compile_model(converted, "CPU", settings)
+    request = compiled.create_infer_request()
     feed = [x.numpy()]
 
     def run() -> Tensor:

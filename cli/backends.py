@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,11 +156,23 @@ def onnxruntime(subject: Subject, inputs: Inputs) -> Runner:
     return lambda: session.run(None, feed)
 
 
-def openvino(subject: Subject, inputs: Inputs) -> Runner:
-    """OpenVINO on the same file, with the sizes of the inputs made static."""
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's entrance, one for the life of the process.
+
+    With its first use of the CPU each `Core` gives the thread another stack for
+    signals, and frees that with itself. Of two that live at once the later one puts
+    back what the earlier one has freed: the next signal ends the process without a
+    word.
+    """
     import openvino as ov
 
-    core = ov.Core()
+    return ov.Core()
+
+
+def openvino(subject: Subject, inputs: Inputs) -> Runner:
+    """OpenVINO on the same file, with the sizes of the inputs made static."""
+    core = openvino_core()
     model = core.read_model(subject.onnx)
     model.reshape({i: list(value.shape) for i, value in enumerate(inputs)})
     precision = {"float32": "f32", "bfloat16": "bf16"}[subject.dtype]
