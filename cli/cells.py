@@ -115,10 +115,12 @@ def measure(
     """All cells of one batch size, prepared and judged one by one, timed together."""
     cells: list[Cell] = []
     runs: dict[int, Callable[[], Any]] = {}
+    count = sum(1 for grid in grids for _ in grid.cells(batch))
     for grid in grids:
         judge = Judge(grid, batch)
         for cell in grid.cells(batch):
-            stage(f"prepare {cell.model}, {cell.form}, {cell.backend}, batch {batch}")
+            where = f"{cell.model}, {cell.form}, {cell.backend}, batch {batch}"
+            stage(f"prepare {len(cells) + 1} of {count}: {where}")
             run = _prepare(grid, cell, judge)
             if run is not None:
                 runs[len(cells)] = run
