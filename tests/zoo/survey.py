@@ -7,8 +7,10 @@ A record is kept for each model in `tests/zoo/survey.json`, under the versions o
 package and of torch and a fingerprint of the compiler's source; what is there and
 current is not run again. The smallest member of every family of every package comes
 first, then the second, and so on to every name. The first of each family is fused
-through the other door as well. Of a model that is too large for the machine the graph
-is captured, without weights. Several surveys may run side by side.
+through the other door as well, and compared with every peer; the others with the first
+of the peers that keeps the function, strongest first. Of a model that is too large for
+the machine the graph is captured, without weights. Several surveys may run side by
+side, each on a share of the models (`--share 1/2`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECORDS = HERE / "survey.json"
 SECONDS = 300  # of the processor, for one model
+OTHER_DOOR = 120  # of these, for what comes after its verdict
 PATIENCE = 4  # times as long by the clock, on a machine that has other work
 MEMORY = 10 * 2**30
 MOST_PARAMETERS = 120e6
@@ -71,8 +75,11 @@ def _smallness(name: str) -> tuple[int, int, str]:
 # ---- one model, in a process of its own --------------------------------------------
 
 
-def survey_one(package: str, name: str, both_doors: bool) -> dict[str, Any]:
-    """Fuse one model and compare it with the best peer that keeps the function."""
+def survey_one(package: str, name: str, first: bool) -> Iterator[dict[str, Any]]:
+    """Fuse one model and compare it with the best peer that keeps the function.
+
+    The record grows: each that is given holds what was in the one before.
+    """
     import torch
     from helpers import randomise
     from leftovers import leftovers
@@ -85,26 +92,41 @@ def survey_one(package: str, name: str, both_doors: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     parameters = _parameters_on_meta(package, name)
     if parameters > MOST_PARAMETERS:
-        return {"params": parameters, **captured_only(package, name)}
+        yield {"params": parameters, **captured_only(package, name)}
+        return
     model, inputs = PACKAGES[package].build(name)
     parameters = sum(p.numel() for p in model.parameters())
     if parameters > MOST_PARAMETERS:
-        return {"status": "too large", "params": parameters}
+        yield {"status": "too large", "params": parameters}
+        return
     model = model.eval() if package in TRAINED else randomise(model)
     with torch.no_grad():
         model(*inputs)
     clock, processor = time.perf_counter(), time.process_time()
-    fused = repcompiler.fuse(model, inputs, samples=2)
+    fused = repcompiler.fuse(model, inputs, samples=2 if first else 1)
     share = (time.process_time() - processor) / (time.perf_counter() - clock)
-    rivals = {k: left_by(p, model, inputs) for k, p in peers().items()}
-    return {
+    record = {
         **record_of(fused.report),
         "params": parameters,
         "share": round(min(1.0, share), 3),
-        "peers": rivals,
         "leftovers": leftovers(fused.model, fused.report.kept),
-        **(through_the_other(fused.report, model, inputs) if both_doors else {}),
     }
+    yield record
+    rivals = {k: partial(left_by, p, model, inputs) for k, p in peers().items()}
+    record["peers"] = compared(rivals, every=first)
+    yield record
+    if first:
+        yield {**record, **through_the_other(fused.report, model, inputs)}
+
+
+def compared(rivals: Mapping[str, Callable[[], Any]], *, every: bool) -> dict[str, Any]:
+    """What the peers leave, the strongest first: it does what the others do."""
+    left: dict[str, Any] = {}
+    for name, run in reversed(rivals.items()):
+        left[name] = run()
+        if not every and isinstance(left[name], int):
+            break
+    return left
 
 
 def through_the_other(report: Any, model: Any, inputs: Any) -> dict[str, Any]:
@@ -175,19 +197,26 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def child(package: str, name: str, both_doors: bool, answer: Connection) -> None:
-    """Survey one model within the limits, and send the record."""
+def child(package: str, name: str, first: bool, answer: Connection) -> None:
+    """Survey one model within the limits, and send the record each time it grows."""
     import resource
 
+    def limit(seconds: int) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
+
+    hard = SECONDS + OTHER_DOOR + 5
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 5))
+    limit(SECONDS)
     warnings.simplefilter("ignore")
+    sent = False
     try:
-        record = survey_one(package, name, both_doors)
+        for record in survey_one(package, name, first):
+            answer.send({**record, "processor": round(time.process_time(), 1)})
+            sent = True
+            limit(min(SECONDS, int(time.process_time())) + OTHER_DOOR)
     except Exception as error:
         note = f"{type(error).__name__}: {first_line(error)}"
-        record = {"status": "error", "note": note}
-    answer.send(record)
+        answer.send({"unfinished": note} if sent else {"status": "error", "note": note})
 
 
 # ---- the survey --------------------------------------------------------------------
@@ -200,11 +229,13 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
     compiler = fingerprint()
     deadline = time.monotonic() + 60 * options.minutes
     families: set[tuple[str, str]] = set()
-    for package, family, name in wanted:
+    share, shares = options.share
+    for place, (package, family, name) in enumerate(wanted):
         key, first = f"{package}:{name}", (package, family) not in families
         families.add((package, family))
         stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {compiler}"
-        if options.match not in name or _records().get(key, {}).get("stamp") == stamp:
+        others = options.match not in name or place % shares != share - 1
+        if others or _records().get(key, {}).get("stamp") == stamp:
             continue
         if time.monotonic() > deadline:
             break
@@ -242,25 +273,37 @@ def _keep(key: str, record: dict[str, Any]) -> None:
         temporary.replace(RECORDS)
 
 
-def _in_process(package: str, name: str, both_doors: bool) -> dict[str, Any]:
+def _in_process(package: str, name: str, first: bool) -> dict[str, Any]:
+    """The last record that the model's process sent, or how that process ended."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    task = (package, name, both_doors, theirs)
+    task = (package, name, first, theirs)
     process = context.Process(target=child, args=task)
     process.start()
     theirs.close()
+    record: dict[str, Any] = {}
+    end = ("timeout", f"over {SECONDS * PATIENCE} s")
     try:
-        if not ours.poll(SECONDS * PATIENCE):
-            return {"status": "timeout", "note": f"over {SECONDS * PATIENCE} s"}
-        return ours.recv()
+        while ours.poll(SECONDS * PATIENCE):
+            record.update(ours.recv())
     except EOFError:
         process.join()
-        if process.exitcode == -signal.SIGXCPU:
-            return {"status": "timeout", "note": f"over {SECONDS} s of processor time"}
-        return {"status": "crash", "note": f"exit code {process.exitcode}"}
+        end = _end(process.exitcode)
     finally:
         process.kill()
         process.join()
+    if end is None:
+        return record
+    if not record:
+        return dict(zip(("status", "note"), end))
+    return {**record, "unfinished": end[1]}
+
+
+def _end(exitcode: int | None) -> tuple[str, str] | None:
+    """What ended a process before its time."""
+    if exitcode == -signal.SIGXCPU:
+        return "timeout", f"over {SECONDS} s of processor time"
+    return ("crash", f"exit code {exitcode}") if exitcode else None
 
 
 def wanted(packages: Iterable[str], families: bool) -> Iterator[tuple[str, str, str]]:
@@ -273,6 +316,13 @@ def wanted(packages: Iterable[str], families: bool) -> Iterator[tuple[str, str, 
             return
 
 
+def _share(text: str) -> tuple[int, int]:
+    share, shares = map(int, text.split("/"))
+    if not 1 <= share <= shares:
+        raise argparse.ArgumentTypeError("expected K/N with 1 <= K <= N")
+    return share, shares
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=["run", "report"])
@@ -280,6 +330,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--match", default="")
     parser.add_argument("--families", action="store_true", help="one of each family")
+    parser.add_argument("--share", type=_share, default=(1, 1), metavar="K/N")
     options = parser.parse_args()
     sys.path[:0] = [str(p) for p in (HERE, ROOT, ROOT / "tests", ROOT / "benchmarks")]
     from packages import PACKAGES, missing

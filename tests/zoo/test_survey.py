@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import partial
 
 import packages
+import pytest
 import survey
-from survey import wanted
+from survey import compared, wanted
 from survey_report import best_peer, page
+from torch import Tensor, nn
 
 RECORD = {
     "stamp": "timm torch abc",
@@ -80,6 +84,51 @@ def test_a_model_over_the_limit_is_told_from_a_crash(monkeypatch) -> None:
     monkeypatch.setattr(survey, "survey_one", lambda *_: os._exit(3))
     record = survey._in_process("timm", "any", False)
     assert record == {"status": "crash", "note": "exit code 3"}
+
+
+@pytest.mark.parametrize("end", ["limit", "crash", "error"])
+def test_a_verdict_outlives_what_comes_after_it(monkeypatch, end: str) -> None:
+    def stages(*_: object) -> Iterator[dict[str, object]]:
+        yield {"status": "equal", "ops": [2, 1]}
+        if end == "error":
+            raise ValueError("a peer")
+        while end == "limit":
+            pass
+        os._exit(3)
+
+    monkeypatch.setattr(survey, "survey_one", stages)
+    monkeypatch.setattr(survey, "SECONDS", 1)
+    monkeypatch.setattr(survey, "OTHER_DOOR", 1)
+    record = survey._in_process("timm", "any", True)
+    assert record["status"] == "equal" and record["ops"] == [2, 1]
+    told = {"limit": "over 1 s", "crash": "exit code 3", "error": "ValueError: a peer"}
+    assert record["unfinished"].startswith(told[end])
+
+
+def test_the_smallest_image_that_a_model_takes() -> None:
+    class Fixed(nn.Module):
+        def __init__(self, img_size: int = 200) -> None:
+            super().__init__()
+            self.head = nn.Linear(3 * img_size**2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.head.in_features % 7:
+                raise ValueError("the side is no multiple of seven")
+            return self.head(x.flatten(1))
+
+    _, (image,) = packages.smallest(Fixed, (3, 200, 200))
+    assert image.shape == (1, 3, 98, 98)
+    _, (image,) = packages.smallest(lambda: nn.Conv2d(3, 4, 3), (3, 64, 80))
+    assert image.shape == (1, 3, 64, 80)
+
+
+def test_peers_are_tried_strongest_first() -> None:
+    left: dict[str, object] = {"timm": 5, "torch": 4, "both": 3}
+    rivals = {name: partial(left.__getitem__, name) for name in left}
+    assert compared(rivals, every=False) == {"both": 3}
+    left["both"] = "wrong (1e-01)"
+    assert compared(rivals, every=False) == {"both": left["both"], "torch": 4}
+    assert compared(rivals, every=True) == left
 
 
 def test_a_peer_with_another_output_is_no_peer() -> None:
