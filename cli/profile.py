@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -238,15 +239,29 @@ def _folder(text: str | None) -> Path | None:
 
 
 def _run(job: Job, screen: Screen) -> None:
-    """Load and fuse every model, measure, advise, show."""
-    from fastvit_cli import profile_view, sources
-    from fastvit_cli.cells import scratch_folder
+    """Load and fuse every model, measure, advise; show each part once it is there."""
+    from fastvit_cli import cells, profile_view, sources
 
     sources.check_device(job.options.device)
-    title = ", ".join(job.models)
-    with screen.working(title) as stage, scratch_folder() as scratch, screen.hushed():
-        result = _measure(job, Path(scratch), stage)
-    profile_view.show(screen.people, result, job.layers)
+    out = screen.people
+
+    @contextmanager
+    def busy() -> Iterator[Stage]:
+        with screen.working(", ".join(job.models)) as stage, screen.hushed():
+            yield stage
+
+    with cells.scratch_folder() as scratch:
+        with busy() as stage:
+            result, grids, states = _prepare(job, Path(scratch), stage)
+        profile_view.models(out, result)
+        for batch in job.batches:
+            with busy() as stage:
+                measured = cells.measure(grids, batch, job.seconds, stage)
+            result.cells += measured
+            profile_view.cells(out, measured)
+        with busy() as stage:
+            _conclude(job, result, grids, states, stage)
+    profile_view.conclusion(out, result, job.layers)
     document = result.to_dict()
     _pictures(job, document)
     screen.emit(document)
@@ -268,8 +283,11 @@ def _pictures(job: Job, document: dict[str, Any]) -> None:
         plots.write(document, job.png)
 
 
-def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
-    from fastvit_cli import advice, cells, layers, machine, subjects
+def _prepare(
+    job: Job, scratch: Path, stage: Stage
+) -> tuple[Profile, list[Grid], dict[str, Any]]:
+    """Every model in every form, and the state that its trace is timed from."""
+    from fastvit_cli import machine, subjects
 
     result = Profile(machine.describe(job.options.device, job.threads))
     grids: list[Grid] = []
@@ -281,8 +299,19 @@ def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
         states[text] = made.state
         result.models.append(made.facts)
         result.notes += made.notes
-    for batch in job.batches:
-        result.cells += cells.measure(grids, batch, job.seconds, stage)
+    return result, grids, states
+
+
+def _conclude(
+    job: Job,
+    result: Profile,
+    grids: Sequence[Grid],
+    states: dict[str, Any],
+    stage: Stage,
+) -> None:
+    """Time every op where that is asked for, and say what to use."""
+    from fastvit_cli import advice, layers
+
     if job.layers or job.html or job.png:
         stage("time every op")
         result.roofline, result.layers = layers.survey(grids, states, job)
@@ -298,7 +327,6 @@ def _measure(job: Job, scratch: Path, stage: Stage) -> Profile:
     result.advice = advice.advise(
         result.cells, {"fused": words, "tuned": words + tuning}
     )
-    return result
 
 
 def _notes(result: Profile) -> list[str]:

@@ -19,18 +19,26 @@ if TYPE_CHECKING:
 WIDE = 72  # characters, below which columns would be cut
 
 
-def show(out: Console, result: Profile, layers: int = 0) -> None:
-    """Show one run of `fastvit profile`."""
+def models(out: Console, result: Profile) -> None:
+    """The device, and what every model has before anything is timed."""
     out.print(machine.line(result.device))
     out.print()
     _put(out, *counts(result.models))
     for row in result.models:
         uncounted(out, row)
     out.print()
-    for batch, model in dict.fromkeys((c.batch, c.model) for c in result.cells):
-        rows = [c for c in result.cells if (c.batch, c.model) == (batch, model)]
+
+
+def cells(out: Console, measured: list[Cell]) -> None:
+    """The timings of one batch size, a table for each model."""
+    for model in dict.fromkeys(cell.model for cell in measured):
+        rows = [cell for cell in measured if cell.model == model]
         if any(cell.timing for cell in rows):
             _put(out, *measurements(rows))
+
+
+def conclusion(out: Console, result: Profile, layers: int = 0) -> None:
+    """What could not be timed, which ops are slow, notes, and what to use."""
     skipped(out, result.cells)
     for row in result.layers if layers else ():
         slowest(out, row, layers, result.roofline)

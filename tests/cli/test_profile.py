@@ -43,6 +43,21 @@ def test_json_has_every_cell_its_error_and_the_device(fastvit, net):
     assert forms["fused"]["ops"] < forms["train"]["ops"]
 
 
+def test_what_was_measured_is_shown_before_what_comes_next(fastvit, net, monkeypatch):
+    measure = cells.measure
+
+    def interrupted(grids, batch, seconds, stage):
+        if batch == 3:
+            raise KeyboardInterrupt
+        return measure(grids, batch, seconds, stage)
+
+    monkeypatch.setattr(cells, "measure", interrupted)
+    result = fastvit("profile", net, *FEW, "--batch", 1, "--batch", 3)
+    assert result.code == 130
+    assert "batch 1" in result.out and "batch 3" not in result.out
+    assert "Traceback" not in result.err
+
+
 def test_the_screen_names_the_advised_command(fastvit, net):
     result = fastvit("profile", net, *FEW)
     assert result.code == 0
