@@ -40,8 +40,8 @@ RECORDS = HERE / "survey.json"
 SECONDS = 300  # of the processor, for one model
 OTHER_DOOR = 120  # of these, for what comes after its verdict
 PATIENCE = 4  # times as long by the clock, on a machine that has other work
-MEMORY = 10 * 2**30
 MOST_PARAMETERS = 120e6
+MEMORY_PER_PARAMETER = 90  # bytes: the model and its fused form, in two precisions
 
 
 def fingerprint() -> str:
@@ -75,7 +75,9 @@ def _smallness(name: str) -> tuple[int, int, str]:
 # ---- one model, in a process of its own --------------------------------------------
 
 
-def survey_one(package: str, name: str, first: bool) -> Iterator[dict[str, Any]]:
+def survey_one(
+    package: str, name: str, first: bool, most: float
+) -> Iterator[dict[str, Any]]:
     """Fuse one model and compare it with the best peer that keeps the function.
 
     The record grows: each that is given holds what was in the one before.
@@ -91,12 +93,12 @@ def survey_one(package: str, name: str, first: bool) -> Iterator[dict[str, Any]]
     torch.set_num_threads(1)
     torch.manual_seed(0)
     parameters = _parameters_on_meta(package, name)
-    if parameters > MOST_PARAMETERS:
+    if parameters > most:
         yield {"params": parameters, **captured_only(package, name)}
         return
     model, inputs = PACKAGES[package].build(name)
     parameters = sum(p.numel() for p in model.parameters())
-    if parameters > MOST_PARAMETERS:
+    if parameters > most:
         yield {"status": "too large", "params": parameters}
         return
     model = model.eval() if package in TRAINED else randomise(model)
@@ -197,7 +199,9 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
-def child(package: str, name: str, first: bool, answer: Connection) -> None:
+def child(
+    package: str, name: str, first: bool, most: float, answer: Connection
+) -> None:
     """Survey one model within the limits, and send the record each time it grows."""
     import resource
 
@@ -205,12 +209,13 @@ def child(package: str, name: str, first: bool, answer: Connection) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
 
     hard = SECONDS + OTHER_DOOR + 5
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    memory = int(MEMORY_PER_PARAMETER * most)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     limit(SECONDS)
     warnings.simplefilter("ignore")
     sent = False
     try:
-        for record in survey_one(package, name, first):
+        for record in survey_one(package, name, first, most):
             answer.send({**record, "processor": round(time.process_time(), 1)})
             sent = True
             limit(min(SECONDS, int(time.process_time())) + OTHER_DOOR)
@@ -235,14 +240,20 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
         families.add((package, family))
         stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {compiler}"
         others = options.match not in name or place % shares != share - 1
-        if others or _records().get(key, {}).get("stamp") == stamp:
+        if others or is_current(_records().get(key, {}), stamp, options.parameters):
             continue
         if time.monotonic() > deadline:
             break
-        record = _in_process(package, name, first)
+        record = _in_process(package, name, first, options.parameters)
         _keep(key, {"stamp": stamp, "family": family, **record})
         print(f"{key}: {record['status']} {record.get('ops', record.get('note'))}")
         sys.stdout.flush()
+
+
+def is_current(record: dict[str, Any], stamp: str, most: float) -> bool:
+    """Whether a record says what a run now would: of that stamp, and not set aside."""
+    aside = record.get("status") == "too large" and record["params"] <= most
+    return record.get("stamp") == stamp and not aside
 
 
 def load() -> None:
@@ -273,11 +284,13 @@ def _keep(key: str, record: dict[str, Any]) -> None:
         temporary.replace(RECORDS)
 
 
-def _in_process(package: str, name: str, first: bool) -> dict[str, Any]:
+def _in_process(
+    package: str, name: str, first: bool, most: float = MOST_PARAMETERS
+) -> dict[str, Any]:
     """The last record that the model's process sent, or how that process ended."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    task = (package, name, first, theirs)
+    task = (package, name, first, most, theirs)
     process = context.Process(target=child, args=task)
     process.start()
     theirs.close()
@@ -329,6 +342,7 @@ def main() -> None:
     parser.add_argument("--package", nargs="+", default=["all"])
     parser.add_argument("--minutes", type=float, default=600)
     parser.add_argument("--match", default="")
+    parser.add_argument("--parameters", type=float, default=MOST_PARAMETERS)
     parser.add_argument("--families", action="store_true", help="one of each family")
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="K/N")
     options = parser.parse_args()

@@ -28,6 +28,8 @@ def page(records: Records) -> str:
         "## Summary\n\n" + _table(["", "Models"], _summary(records, done)),
         "## Packages\n\n" + _table(PACKAGE_COLUMNS, _packages(records)),
         "## Against the best peer that keeps the function\n\n" + _against(done),
+        "## timm, the smallest model of each family with batch norms\n\n"
+        + _families(done),
         "## Both doors\n\n" + _both_doors(done),
         "## Why affine ops stay\n\n" + _table(["Op: reason", "Ops"], _reasons(done)),
         "## Left without a reason\n\n" + _left_over(done),
@@ -56,8 +58,8 @@ def _summary(records: Records, done: Records) -> list[list[object]]:
     rows += [
         ["batch norms before", sum(before for before, _ in norms)],
         ["batch norms after", sum(after for _, after in norms)],
-        ["ops before", sum(v["ops"][0] for v in done.values())],
-        ["ops after", sum(v["ops"][1] for v in done.values())],
+        ["ops before", _sums(done, 0)],
+        ["ops after", _sums(done, 1)],
     ]
     return rows
 
@@ -117,6 +119,37 @@ def _against(done: Records) -> str:
     return text + ("\n" + _table(["Model", "Ours", "Peer"], worse) if worse else "")
 
 
+PEERS = ("timm", "torch", "both")
+
+
+def _families(done: Records) -> str:
+    """Ours beside every peer; only a family's first model was given to all three."""
+    rows = {
+        k: v
+        for k, v in done.items()
+        if k.startswith("timm:") and v["norms"][0] and set(PEERS) <= {*v["peers"]}
+    }
+    lines = [f"{len(rows)} models: {_sums(rows, 0)} ops before, ours {_sums(rows, 1)}."]
+    for peer in PEERS:
+        taken = {k: v for k, v in rows.items() if isinstance(v["peers"][peer], int)}
+        theirs = sum(v["peers"][peer] for v in taken.values())
+        lines.append(
+            f"On the {len(taken)} that `{peer}` takes and keeps equal, it leaves "
+            f"{theirs} of {_sums(taken, 0)}, ours {_sums(taken, 1)}."
+        )
+    table = [
+        [k, v["ops"][0], *(v["peers"][p] for p in PEERS), v["ops"][1]]
+        for k, v in sorted(rows.items())
+    ]
+    head = ["Model", "Before", "timm's method", "torch's fuser", "both", "ours"]
+    text = " ".join(lines) + " (`both` is torch's fuser after timm's method.)\n\n"
+    return text + _table(head, table)
+
+
+def _sums(records: Records, place: int) -> int:
+    return sum(v["ops"][place] for v in records.values())
+
+
 def _both_doors(done: Records) -> str:
     """Models that tracing opens, fused through `torch.export` as well."""
     both = {k: v for k, v in done.items() if "export" in v}
@@ -132,6 +165,9 @@ def _both_doors(done: Records) -> str:
         f"well, the second door opens for {len(opened)}. As many ops are left, and "
         f"both are equal, in {len(opened) - len(rows)}.\n"
     )
+    cut = sorted(k for k, v in done.items() if "unfinished" in v)
+    if cut:
+        text += f"Not done within the limits, after the verdict: {', '.join(cut)}.\n"
     head = ["Model", "Ops by trace", "Ops by export", "Verdict of export"]
     return text + ("\n" + _table(head, rows) if rows else "")
 

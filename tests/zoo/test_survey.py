@@ -67,6 +67,22 @@ def test_page_counts_what_was_captured_without_weights() -> None:
     assert "| of the too large, captured without weights | 1 |" in text
 
 
+def test_page_compares_every_peer_on_the_first_of_each_family() -> None:
+    second = {**RECORD, "peers": {"both": 5}}
+    plain = {**RECORD, "norms": [0, 0]}
+    text = page({"timm:a": RECORD, "timm:b": second, "timm:c": plain, "smp:d": RECORD})
+    assert "1 models: 10 ops before, ours 4." in text
+    assert "On the 0 that `torch` takes and keeps equal, it leaves 0 of 0" in text
+    assert "On the 1 that `both` takes and keeps equal, it leaves 5 of 10" in text
+    assert "| timm:a | 10 | 3 | wrong (1e-01) | 5 | 4 |" in text
+    assert "| timm:b | 10" not in text
+
+
+def test_page_names_what_was_cut_short() -> None:
+    text = page({"timm:a": {**RECORD, "unfinished": "over 300 s"}, "timm:b": RECORD})
+    assert "Not done within the limits, after the verdict: timm:a." in text
+
+
 def test_time_is_that_of_the_processor() -> None:
     text = page({"timm:a": {**RECORD, "share": 0.5}})
     assert "median 1.5 s over 1 models" in text
@@ -129,6 +145,14 @@ def test_peers_are_tried_strongest_first() -> None:
     left["both"] = "wrong (1e-01)"
     assert compared(rivals, every=False) == {"both": left["both"], "torch": 4}
     assert compared(rivals, every=True) == left
+
+
+def test_what_was_too_large_is_run_once_it_fits() -> None:
+    large = {"stamp": "s", "status": "too large", "params": 200e6}
+    assert survey.is_current(large, "s", 120e6)
+    assert not survey.is_current(large, "s", 300e6)
+    assert not survey.is_current(large, "t", 120e6)
+    assert not survey.is_current({}, "s", 120e6)
 
 
 def test_a_peer_with_another_output_is_no_peer() -> None:
