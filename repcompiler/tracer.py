@@ -10,6 +10,7 @@ from __future__ import annotations
 import dis
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import product
 from types import FrameType
@@ -84,10 +85,16 @@ class _Tracer(fx.Tracer):
         return super().trace(root, concrete_args)
 
     def create_arg(self, a: Any) -> Any:
-        """A tensor of the root as a `get_attr` node."""
+        """A tensor of the root as a `get_attr` node; an ordered dict as one that is.
+
+        A node's arguments hold plain dicts only, and a result would change its type.
+        """
         name = self._names.get(id(a)) if isinstance(a, Tensor) else None
         if name is not None:
             return self.create_node("get_attr", name, (), {})
+        if type(a) is OrderedDict:
+            pairs = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
         return super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:

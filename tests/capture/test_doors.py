@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import NamedTuple
 
 import pytest
@@ -148,6 +149,27 @@ def test_nested_values_and_bound_defaults(door):
     assert type(found["pair"]) is Pair
     assert result.model.num_classes == 7
     assert result.model.default_cfg == {"input_size": (4, 8, 8)}
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_an_ordered_dict_stays_one(door):
+    class Ordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.head = conv(), nn.BatchNorm2d(4), conv()
+
+        def forward(self, x):
+            found = OrderedDict(low={"x": self.norm(self.conv(x))})
+            return OrderedDict(out=self.head(found["low"]["x"]), found=found)
+
+    net = randomise(Ordered())
+    batches = [(draw(shape),) for shape in images(4)]
+    result = rc.fuse(net, batches[0], capture=door)
+    assert (convs(result.model), norms(result.model)) == (2, 0)
+    assert_same(net, result.model, batches)
+    found = result.model(*batches[0])
+    assert type(found) is type(found["found"]) is OrderedDict
+    assert list(found) == ["out", "found"]
 
 
 def test_two_inputs_by_name():
