@@ -240,7 +240,10 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
         families.add((package, family))
         stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {compiler}"
         others = options.match not in name or place % shares != share - 1
-        if others or is_current(_records().get(key, {}), stamp, options.parameters):
+        record = _records().get(key, {})
+        if others or is_current(record, stamp, options.parameters):
+            continue
+        if options.missing and "ops" in record:
             continue
         if time.monotonic() > deadline:
             break
@@ -344,6 +347,9 @@ def main() -> None:
     parser.add_argument("--match", default="")
     parser.add_argument("--parameters", type=float, default=MOST_PARAMETERS)
     parser.add_argument("--families", action="store_true", help="one of each family")
+    parser.add_argument(
+        "--missing", action="store_true", help="only what no revision fused"
+    )
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="K/N")
     options = parser.parse_args()
     sys.path[:0] = [str(p) for p in (HERE, ROOT, ROOT / "tests", ROOT / "benchmarks")]

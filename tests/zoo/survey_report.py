@@ -19,12 +19,11 @@ def write(records: Records, path: Path) -> None:
 def page(records: Records) -> str:
     """The page's text."""
     done = {k: v for k, v in records.items() if "ops" in v}
-    stamps = sorted({v["stamp"] for v in records.values()})
     sections = [
         "# Coverage\n\nWhat fusing did to the models of installed packages, with "
         "random norm statistics, one process and one thread each. Made by "
         "`python tests/zoo/survey.py run` and `… report`; never edited by hand.\n",
-        f"Stamps (package, torch, compiler source): {'; '.join(stamps)}\n",
+        _stamps(records),
         "## Summary\n\n" + _table(["", "Models"], _summary(records, done)),
         "## Packages\n\n" + _table(PACKAGE_COLUMNS, _packages(records)),
         "## Against the best peer that keeps the function\n\n" + _against(done),
@@ -40,6 +39,15 @@ def page(records: Records) -> str:
         "## Time\n\n" + _time(done),
     ]
     return "\n".join(sections)
+
+
+def _stamps(records: Records) -> str:
+    """The versions of the packages, and how many models each compiler source ran."""
+    parts = [v["stamp"].split() for v in records.values()]
+    versions = sorted({word for *words, _ in parts for word in words})
+    sources = Counter(source for *_, source in parts).most_common()
+    counted = ", ".join(f"`{source}` ({n} models)" for source, n in sources)
+    return f"Versions: {', '.join(versions)}. Compiler sources: {counted}.\n"
 
 
 def _table(head: list[str], rows: list[list[object]]) -> str:

@@ -32,6 +32,7 @@ FAILED = {"stamp": "timm torch abc", "status": "error", "note": "a | b"}
 
 def test_page_counts_what_the_records_hold() -> None:
     text = page({"timm:a": RECORD, "timm:b": FAILED})
+    assert "Versions: timm, torch. Compiler sources: `abc` (2 models)." in text
     assert "| verdict: equal | 1 |" in text
     assert "| batch norms after | 0 |" in text
     assert "| timm:a | 4 | 3 |" in text
