@@ -30,6 +30,7 @@ from repcompiler.errors import (
 from repcompiler.exported import exported, program_module
 from repcompiler.facts import fetch
 from repcompiler.lift import is_hooked
+from repcompiler.limits import Limits
 from repcompiler.normalise import Clean, clean
 from repcompiler.tracer import symbolic
 from repcompiler.trees import copied
@@ -61,6 +62,7 @@ class Captured:
     mutated: frozenset[fx.Node] = frozenset()
     inputs: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
 
 def capture(
@@ -195,6 +197,7 @@ def _finish(
         mutated=cleaned.mutated,
         inputs=flat,
         notes=cleaned.notes,
+        limits=module.meta.get("limits", Limits()),
     )
 
 

@@ -24,6 +24,7 @@ from repcompiler.compose import compose
 from repcompiler.errors import CaptureError, UnsupportedInput
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
+from repcompiler.limits import assert_limits
 from repcompiler.nearby import against_nearby
 from repcompiler.operators import RULES
 from repcompiler.part import Signature
@@ -250,10 +251,11 @@ def _select(state: State) -> None:
 
 def _lower(state: State) -> None:
     """Build the fused model; each region must first reproduce the original's."""
-    assert state.facts is not None
+    assert state.facts is not None and state.captured is not None
     if state.check:
         _check_regions(state)
     state.rewritten = _rewritten(state, state.regions)
+    assert_limits(state.rewritten.module, state.captured.limits)
     _keep_attributes(state)
 
 

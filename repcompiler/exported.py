@@ -16,7 +16,9 @@ from torch.utils import _pytree as pytree
 
 from repcompiler.counting import count
 from repcompiler.errors import CaptureError, first_line
-from repcompiler.held import left_as_found
+from repcompiler.held import kept
+from repcompiler.limits import limits_of, recorded
+from repcompiler.trees import copied
 
 
 def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
@@ -28,13 +30,16 @@ def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     """
     if inputs is None:
         raise CaptureError("needs example_inputs")
-    limit = count(model, inputs)[0].total()
+    apart: tuple[Any, ...] = copied(inputs)  # a tensor given twice is two inputs
+    limit = count(model, apart)[0].total()
     errors: list[BaseException] = []
     dearer: list[tuple[int, int, GraphModule]] = []
-    for args, shapes in _attempts(inputs):
+    for args, shapes in _attempts(apart):
         try:
             module = _export_once(model, args, shapes)
-            ops = count(module, inputs)[0].total()
+            if not module.meta["limits"].hold(pytree.tree_leaves(list(apart))):
+                raise CaptureError("the model takes another turn at the example's size")
+            ops = count(module, apart)[0].total()
         except Exception as error:  # the model's own code runs here, and its guards
             errors.append(error)
             continue
@@ -47,9 +52,12 @@ def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
 
 
 def _export_once(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> GraphModule:
-    with _quiet(), left_as_found(model):
+    """The graph; its `meta` says for which sizes it is the model."""
+    with _quiet(), kept(model), recorded() as asked:
         program = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
-        return program_module(program)
+        module = program_module(program)
+        module.meta["limits"] = limits_of(module, asked)
+        return module
 
 
 @contextmanager

@@ -6,11 +6,14 @@ what it computed; a check must not change a model by that.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Held:
@@ -50,12 +53,76 @@ class Held:
                 buffer.data.copy_(copy)
 
 
+class Spared(TorchDispatchMode):
+    """Copies a parameter before the first op that writes to it.
+
+    There may be no memory for a copy of them all, and hardly a model writes to one.
+    """
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.sharing: dict[int, list[Tensor]] = {}
+        for parameter in {id(p): p for m in models for p in m.parameters()}.values():
+            self.sharing.setdefault(_memory(parameter), []).append(parameter)
+        self.copies: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """A compiled model is compiled and runs as it does without this."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the op, after a copy where it is the first to write."""
+        kwargs = kwargs or {}
+        schema = func._schema
+        if schema.is_mutable:
+            given = dict(zip((a.name for a in schema.arguments), args)) | kwargs
+            written = [
+                given.get(a.name)
+                for a in schema.arguments
+                if a.alias_info is not None and a.alias_info.is_write
+            ]
+            for leaf in pytree.tree_leaves(written):
+                if isinstance(leaf, Tensor):
+                    found = self.sharing.pop(_memory(leaf), [])
+                    self.copies += [(p, p.detach().clone()) for p in found]
+        return func(*args, **kwargs)
+
+    def restore(self) -> None:
+        """Put back what was written to."""
+        with torch.no_grad():
+            for parameter, copy in self.copies:
+                parameter.data.copy_(copy)
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tells tensors of shared memory, whole or in part; own ones where unknown."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse, and other subclasses
+        return id(tensor)
+
+
 @contextmanager
 def left_as_found(*models: nn.Module) -> Generator[None, None, None]:
     """Undo what the forward passes inside do to the models."""
-    found = [Held(model) for model in models]
+    found, spared = [Held(model) for model in models], Spared(models)
+    try:
+        with spared:
+            yield
+    finally:
+        spared.restore()
+        for held in found:
+            held.restore()
+
+
+@contextmanager
+def kept(model: nn.Module) -> Generator[None, None, None]:
+    """`left_as_found` for what computes no numbers: no parameter is written to."""
+    found = Held(model)
     try:
         yield
     finally:
-        for held in found:
-            held.restore()
+        found.restore()

@@ -16,6 +16,7 @@ from repcompiler.affine import Diagonal, Term
 from repcompiler.compose import MOST_STACKED, MOST_TERMS
 from repcompiler.facts import op_name
 from repcompiler.lift import Affine, Bundle, Carry, Lifted, Stack
+from repcompiler.limits import LIMIT
 from repcompiler.mutation import written
 from repcompiler.normalise import GUARDS, is_write
 from repcompiler.state import State
@@ -45,9 +46,8 @@ def _nodes(state: State) -> list[Node]:
 
 
 def _guards(state: State) -> Violations:
-    return [
-        n for n in _nodes(state) if n.op == "call_function" and op_name(n) in GUARDS
-    ]
+    guards = [n for n in _nodes(state) if n.op == "call_function"]
+    return [n for n in guards if op_name(n) in GUARDS and LIMIT not in n.meta]
 
 
 def _unmarked_writes(state: State) -> Violations:

@@ -24,6 +24,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from repcompiler.facts import fetch, op_name
 from repcompiler.foreign import mark_foreign_writes
 from repcompiler.lift import is_hooked
+from repcompiler.limits import LIMIT
 from repcompiler.mutation import functionalise
 
 
@@ -69,7 +70,7 @@ def drop_guards(module: GraphModule) -> None:
     for node in reversed(list(module.graph.nodes)):
         guard = node.op == "call_module" and str(node.target) == "_guards_fn"
         if guard or (node.op == "call_function" and op_name(node) in GUARDS):
-            if not node.users:
+            if not node.users and LIMIT not in node.meta:
                 module.graph.erase_node(node)
 
 
@@ -129,8 +130,8 @@ def drop_dead(module: GraphModule) -> None:
 
 def is_write(node: Node) -> bool:
     """Whether the node has an effect beside its value."""
-    if node.meta.get("writes"):  # `mutation` found that the write has to stay
-        return True
+    if node.meta.get("writes") or LIMIT in node.meta:
+        return True  # `mutation` found that the write has to stay; or an assertion
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     schema = getattr(node.target, "_schema", None)

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from repcompiler.errors import CaptureError, first_line
 from repcompiler.held import Held
 from repcompiler.lift import is_hooked
+from repcompiler.limits import LIMIT
 from repcompiler.partial import op_name
 
 
@@ -159,12 +160,26 @@ def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
             graph = tracer.trace(model, concrete_args=arguments)
             if found.buffer_written():
                 raise CaptureError("forward writes to a buffer")
+            if arguments:
+                _hold_bound(graph, arguments)
             return GraphModule(tracer.root, graph, type(model).__name__)
         except Exception as error:  # the model's own code runs here
             errors.append(error)
         finally:
             found.restore()
     raise CaptureError(first_line(errors[0]))
+
+
+def _hold_bound(graph: fx.Graph, bound: dict[str, Any]) -> None:
+    """Give bound arguments their own names again, and keep fx's assertions of them."""
+    for node in graph.nodes:
+        name = str(node.target).rpartition("_")[0]
+        if node.op == "placeholder" and name in bound:
+            node.target = name
+            asserts = [u for user in node.users for u in (user, *user.users)]
+            for user in asserts:
+                if op_name(user) in ("_assert", "_assert_is_none"):
+                    user.meta[LIMIT] = True
 
 
 _FIXED = (type(None), bool, str)

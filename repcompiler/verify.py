@@ -369,7 +369,10 @@ def _batch_size(batch: tuple[Any, ...]) -> int:
 
 
 def sample_batches(inputs: Sequence[Any], samples: int) -> list[tuple[Any, ...]]:
-    """The example inputs, then noise of the same shape, `samples` in all."""
+    """The example inputs, then noise of the same shape: `samples` in all, noise once.
+
+    An example may hide a fault, as one that is zero or is given for two inputs.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def noise(leaf: Any) -> Any:
@@ -379,6 +382,6 @@ def sample_batches(inputs: Sequence[Any], samples: int) -> list[tuple[Any, ...]]
         return drawn.to(dtype=leaf.dtype, device=leaf.device)
 
     batches = [tuple(inputs)]
-    while sum(map(_batch_size, batches)) < samples:
+    for _ in range(max(1, -(-samples // max(1, _batch_size(batches[0]))) - 1)):
         batches.append(tuple(pytree.tree_map(noise, tuple(inputs))))
     return batches

@@ -377,7 +377,8 @@ def test_quantisers_are_not_folded_through(door):
 
     net = Net(body, conv=conv(), norm=nn.BatchNorm2d(4))
     # The quantiser computes in float32 and rounds: the result is the same, bit for bit.
-    result = check(net, images(4), door=door)
+    # torch cannot export the quantiser but for one size, and its graph stays at that.
+    result = check(net, images(4)[:1] if door == "export" else images(4), door=door)
     assert (convs(result.model), norms(result.model)) == (1, 1)
 
 
