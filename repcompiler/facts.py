@@ -153,10 +153,14 @@ def _enlarged(inputs: Sequence[object]) -> list[list[object]]:
     """The inputs with the axes behind the channels enlarged, if they have any.
 
     All alike, for models that take squares only, and each by another factor. Which axis
-    of three holds the channels is not known: each of the two is enlarged.
+    of three holds the channels is not known: each of the two is enlarged. Of several
+    inputs each may be broadcast against the others: its sizes are one then.
     """
-    ranks = {leaf.dim() for leaf in pytree.tree_leaves(inputs) if _is_tensor(leaf)}
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if _is_tensor(leaf)]
+    ranks = {leaf.dim() for leaf in tensors}
     found: list[list[object]] = []
+    if len(tensors) > 1:
+        found += [_scaled(inputs, {0: 0, 2: 0, 3: 0, 4: 0}, only=t) for t in tensors]
     if max(ranks, default=0) > 2:
         found.append(_scaled(inputs, {2: 2, 3: 2, 4: 2}))
     if 3 in ranks:
@@ -175,12 +179,19 @@ def _is_batch(leaf: object) -> bool:
 
 
 def _scaled(
-    inputs: Sequence[object], factors: Mapping[int, int], rank: int | None = None
+    inputs: Sequence[object],
+    factors: Mapping[int, int],
+    rank: int | None = None,
+    only: Tensor | None = None,
 ) -> list[object]:
+    """Inputs whose axes are longer by these factors; by none, they are one."""
+
     def scale(leaf: object) -> object:
         if not isinstance(leaf, Tensor) or rank not in (None, leaf.dim()):
             return leaf
-        sizes = [factors.get(a, 1) * size for a, size in enumerate(leaf.shape)]
+        if only is not None and leaf is not only:
+            return leaf
+        sizes = [factors.get(a, 1) * size or 1 for a, size in enumerate(leaf.shape)]
         return leaf.new_empty(sizes)
 
     return [pytree.tree_map(scale, value) for value in inputs]

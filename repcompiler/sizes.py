@@ -195,8 +195,10 @@ def _same_size(value: Node, axis: int, facts: Facts, rules: Rules) -> Node | int
         if axis == map.axis and map.fixed:
             return map.out_channels
         return None if axis > map.axis and not _keeps(map, axis) else source
-    same = isinstance(map, Diagonal) and _same_shape(value, source, facts)
-    return source if same else None
+    for source, map in own.parts:
+        if isinstance(map, Diagonal) and _same_shape(value, source, facts):
+            return source
+    return None
 
 
 def _keeps(window: Window, axis: int) -> bool:
@@ -205,7 +207,13 @@ def _keeps(window: Window, axis: int) -> bool:
 
 
 def _same_shape(a: Node, b: Node, facts: Facts) -> bool:
-    return facts.shape(a) == facts.shape(b) is not None
+    """Whether they have one shape, here and for inputs of other sizes.
+
+    An operand of a sum may be broadcast there.
+    """
+    there = [(known.shape(a), known.shape(b)) for known in facts.elsewhere]
+    same = all(None in pair or pair[0] == pair[1] for pair in there)
+    return same and facts.shape(a) == facts.shape(b) is not None
 
 
 def _replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equality import randomise
+from equality import assert_same, conv, draw, randomise
 from torch import Tensor, nn
 
 import repcompiler as rc
@@ -47,3 +47,46 @@ def test_many_questions_ask_one_view(door: str) -> None:
     assert result.report.equivalence.verdict == "equal"
     views = [n for n in result.model.graph.nodes if "reshape" in n.name]
     assert len(views) <= 4  # of y, its twin, and the two that the model makes of it
+
+
+class Broadcast(nn.Module):
+    """A norm of a sum whose first operand may be smaller, and questions about it."""
+
+    def __init__(self, other, first) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = conv(), conv(), nn.BatchNorm2d(4)
+        self.other, self.first = other, first
+
+    def forward(self, x, y=None):
+        parts = [self.two(self.other(x, y)), self.one(x)]
+        found = self.norm(sum(parts if self.first else parts[::-1]))
+        area = found.shape[2] * found.shape[3]
+        return found.sum((2, 3)) / area, found.reshape(found.shape[0], 4, -1)
+
+
+def given(x, y):
+    return y
+
+
+def column(x, _):
+    return x.mean(2, keepdim=True)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("other", "example", "more"),
+    [
+        (given, [(2, 4, 8, 8)] * 2, [[(2, 4, 8, 8), (2, 4, 1, 1)]]),
+        (given, [(2, 4, 8, 8)] * 2, [[(3, 4, 5, 6), (1, 4, 5, 1)]]),
+        (given, [(2, 4, 8, 8)] * 2, [[(1, 4, 5, 1), (3, 4, 5, 6)]]),
+        (column, [(2, 4, 1, 16)], [[(2, 4, 5, 16)], [(1, 4, 3, 1)]]),
+    ],
+)
+def test_size_of_a_sum_is_not_that_of_an_operand_that_is_broadcast(
+    other, example, more, first
+):
+    net = randomise(Broadcast(other, first))
+    batches = [tuple(draw(shape) for shape in shapes) for shapes in (example, *more)]
+    result = rc.fuse(net, batches[0], capture="symbolic_trace")
+    assert result.report.equivalence.ok
+    assert_same(net, result.model, batches)
