@@ -45,6 +45,7 @@ from repcompiler.verify import (
     exactness,
     region_error,
     sample_batches,
+    widened,
 )
 from repcompiler.whole import DOOR, fuse_parts
 
@@ -335,13 +336,15 @@ def _against_capture(
     A model that asks a parameter for its dtype computes in float64 when cast; its
     graph, in which the answer is a constant, does not. Then the graph is what the
     rewrite has to equal, and the model in its own dtype what the error ratio has to
-    answer to.
+    answer to. Where both cast values to a narrower dtype, neither does.
     """
     assert state.facts is not None
     if verdict.verdict != "different" or (verdict.error_ratio or 0.0) > MAX_ERROR_RATIO:
         return verdict
     plain = _rewritten(state, (), torch.float64)
     error = exactness(plain.module, fused64, batches)
+    if error > EXACT:
+        error = exactness(widened(plain.module), widened(fused64), batches)
     if error > EXACT:
         return verdict
     note = "the model fixes a dtype of its own: exactness is against the captured graph"

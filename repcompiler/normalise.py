@@ -152,21 +152,25 @@ def fold_constants(
 ) -> dict[str, Tensor]:
     """Replace values that depend on parameters alone; returns their float64 values."""
     known: dict[Node, Any] = {}
+    stored: dict[Node, Any] = {}  # the same on the meta device, in the model's dtypes
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = fetch(module, str(node.target))
             if isinstance(value, Tensor) and str(node.target) not in frozen:
                 own = str(node.target) not in baked
                 known[node] = _as_double(value) if own else value
+                stored[node] = torch.empty_like(value, device="meta")
         elif _foldable(node, known, module) and node not in mutated:
             result = _compute(node, known, module)
             if result is not None:
                 known[node] = result
+                plain = node.op != "call_module"  # which computes in float64
+                stored[node] = _compute(node, stored, module) if plain else None
     exact: dict[str, Tensor] = {}
     for node in list(known):
         if node.op != "get_attr" and isinstance(known[node], Tensor):
             if any(user not in known for user in node.users):
-                _replace(module, node, known, exact)
+                _replace(module, node, known, stored[node], exact)
     return exact
 
 
@@ -185,9 +189,9 @@ def _foldable(node: Node, known: Mapping[Node, Any], module: GraphModule) -> boo
 
 
 def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
-    args: Any = map_arg(node.args, known.__getitem__)
-    kwargs: Any = map_arg(node.kwargs, known.__getitem__)
     try:
+        args: Any = map_arg(node.args, known.__getitem__)
+        kwargs: Any = map_arg(node.kwargs, known.__getitem__)
         with torch.no_grad():
             if node.op == "call_module":
                 leaf = copy.deepcopy(module.get_submodule(str(node.target)))
@@ -213,15 +217,21 @@ _WEIGHTED = frozenset(
 
 
 def _replace(
-    module: GraphModule, node: Node, known: Mapping[Node, Any], exact: dict[str, Tensor]
+    module: GraphModule,
+    node: Node,
+    known: Mapping[Node, Any],
+    like: Any,
+    exact: dict[str, Tensor],
 ) -> None:
+    """Put a constant for the node, of the dtype that the model computes (`like`)."""
     name = f"folded_{len(exact)}"
     while hasattr(module, name):
         name += "_"
     value: Tensor = known[node]
     roots = list(_roots(node, module))
     dtype = next((r.dtype for r in roots if r.is_floating_point()), None)
-    stored = _narrowed(value, dtype)
+    meant = isinstance(like, Tensor) and like.is_floating_point()
+    stored = _narrowed(value, like.dtype if meant else dtype)
     trains = any(isinstance(r, nn.Parameter) and r.requires_grad for r in roots)
     trains = trains and any(op_name(user) in _WEIGHTED for user in node.users)
     if trains and stored.is_floating_point():
