@@ -30,7 +30,7 @@ from repcompiler.errors import (
 from repcompiler.exported import exported, program_module
 from repcompiler.facts import fetch
 from repcompiler.lift import is_hooked
-from repcompiler.limits import Limits
+from repcompiler.limits import Limits, limits_of_program
 from repcompiler.normalise import Clean, clean
 from repcompiler.tracer import symbolic
 from repcompiler.trees import copied
@@ -93,6 +93,7 @@ def run_capture(
     inputs = None if example_inputs is None else tuple(example_inputs)
     if isinstance(model, torch.export.ExportedProgram):
         module = program_module(model)
+        module.meta["limits"] = limits_of_program(model, module)
         _require_eval_graph(module)
         return _finish(module, "exported_program", inputs)
     if not isinstance(cast(object, model), nn.Module):

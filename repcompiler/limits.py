@@ -146,6 +146,19 @@ def limits_of(module: GraphModule, asked: list[tuple[Any, Any]]) -> Limits:
     return Limits(tuple(ranks), tuple(values), tuple(held))
 
 
+def limits_of_program(
+    program: torch.export.ExportedProgram, module: GraphModule
+) -> Limits:
+    """Those of a program that somebody else exported: its fixed sizes and its ranges."""
+    ranges: list[tuple[Any, Any]] = []
+    for symbol, found in program.range_constraints.items():
+        if found.lower > 2:  # two is where the exporter begins; it takes one as well
+            ranges.append((sympy.Ge(symbol, found.lower), True))
+        if found.upper.is_Integer:
+            ranges.append((sympy.Le(symbol, found.upper), True))
+    return limits_of(module, ranges)
+
+
 def _expression(size: Any) -> Any:
     return size.node.expr if isinstance(size, SymInt) else sympy.Integer(int(size))
 

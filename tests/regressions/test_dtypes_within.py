@@ -62,3 +62,13 @@ def test_output_keeps_its_dtype_and_is_equal(way, dtype, door):
     eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     error = (found.double() - expected.double()).norm() / expected.double().norm()
     assert error < 4 * eps
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_wider_layer_norm_does_not_widen_what_follows(door):
+    net = randomise(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 6))).bfloat16()
+    net[0].float()
+    x = torch.randn(3, 8).bfloat16()
+    result = rc.fuse(net, (x,), capture=door)
+    assert result.report.equivalence.ok
+    assert result.model(x).dtype == net(x).dtype == torch.bfloat16

@@ -147,3 +147,15 @@ def test_an_empty_batch_as_the_example():
     net = randomise(nn.Sequential(conv(), nn.BatchNorm2d(4)))
     fused = rc.fuse(net, (draw((0, 4, 8, 8)),)).model
     assert_same(net, fused, [(draw(EXAMPLE),)])
+
+
+def test_a_program_keeps_to_the_sizes_that_it_was_exported_for():
+    net = randomise(Asks(large))
+    auto = torch.export.Dim.AUTO
+    sizes = ({0: auto, 2: auto},)
+    program = torch.export.export(net, (draw(EXAMPLE),), dynamic_shapes=sizes)
+    fused = rc.fuse(program, (draw(EXAMPLE),)).model
+    assert_same(net, fused, [(draw((1, 4, 7, 8)),), (draw((3, 4, 9, 8)),)])
+    for shape in ((2, 4, 6, 8), (2, 4, 8, 9)):
+        with pytest.raises(AssertionError, match="captured for inputs where"):
+            fused(draw(shape))
