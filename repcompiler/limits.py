@@ -152,7 +152,7 @@ def limits_of_program(
     """Those of a program that somebody else exported: its fixed sizes and its ranges."""
     ranges: list[tuple[Any, Any]] = []
     for symbol, found in program.range_constraints.items():
-        if found.lower > 2:  # two is where the exporter begins; it takes one as well
+        if found.lower > 2:  # where the exporter begins; its graph takes one too
             ranges.append((sympy.Ge(symbol, found.lower), True))
         if found.upper.is_Integer:
             ranges.append((sympy.Le(symbol, found.upper), True))
