@@ -149,7 +149,7 @@ def limits_of(module: GraphModule, asked: list[tuple[Any, Any]]) -> Limits:
 def limits_of_program(
     program: torch.export.ExportedProgram, module: GraphModule
 ) -> Limits:
-    """Those of a program that somebody else exported: its fixed sizes and its ranges."""
+    """Those of a program that was exported before: its fixed sizes and its ranges."""
     ranges: list[tuple[Any, Any]] = []
     for symbol, found in program.range_constraints.items():
         if found.lower > 2:  # where the exporter begins; its graph takes one too
