@@ -143,15 +143,17 @@ def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     """Trace with proxies; if that fails, with default arguments bound, then with
     buffers as the plain tensors that they are now.
 
-    An example that is None, a flag or a word is bound at once: code that asks whether
-    it is None would be told that a proxy is not.
+    An example that is None, a flag or a word is bound at once, and an argument that is
+    left at None: code that asks whether it is None would be told that a proxy is not.
     """
     if is_hooked(model):
         raise CaptureError("the model itself has hooks, which a trace would lose")
     errors: list[BaseException] = []
-    fixed = _constants(model, inputs)
+    defaults = _defaults(model, inputs)
+    unset = {name: value for name, value in defaults.items() if value is None}
+    fixed = {**unset, **_constants(model, inputs)}
     choices = [fixed or None]
-    if bound := {**_defaults(model, inputs), **_constants(model, inputs, (int, float))}:
+    if bound := {**defaults, **_constants(model, inputs, (int, float))}:
         choices.append({**bound, **fixed})
     for proxy_buffers, arguments in product((True, False), choices):
         found = Held(model)

@@ -172,6 +172,29 @@ def test_an_ordered_dict_stays_one(door):
     assert list(found) == ["out", "found"]
 
 
+@pytest.mark.parametrize("blind", [False, True])
+def test_an_argument_left_at_none_is_none(blind):
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+        def forward(self, x, mask=None, double=True):
+            y = self.norm(self.conv(x))
+            y = y if mask is None else y * mask
+            return y * 2 if double else y
+
+    net = randomise(Masked())
+    x = draw((2, 4, 6, 5))
+    result = rc.fuse(net) if blind else rc.fuse(net, (x,))
+    assert result.report.capture == "symbolic_trace"
+    assert_same(net, result.model, [(x,), (x, None), (x, None, True)])
+    for other in ((x, x), (x, None, False)):
+        with pytest.raises(AssertionError, match="specialized"):
+            result.model(*other)
+    torch.testing.assert_close(result.model(x=x, mask=None, double=True), net(x))
+
+
 def test_two_inputs_by_name():
     class Two(nn.Module):
         def __init__(self) -> None:
