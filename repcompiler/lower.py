@@ -33,13 +33,17 @@ _PAD_MODES = {
 }
 
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by rank
+
+
 @dataclass(frozen=True)
 class Target:
-    """The dtype, device and gradient setting of new parameters."""
+    """The dtype, device, gradient setting and memory format of new parameters."""
 
     dtype: torch.dtype = torch.float64
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     trainable: bool = True
+    channels_last: bool = False
 
 
 @dataclass
@@ -192,7 +196,11 @@ def parameter(tensor: Tensor, target: Target) -> nn.Parameter:
     A kernel may be a weight of the model itself, untouched; it is never shared.
     """
     rounded = tensor.to(dtype=target.dtype, device=target.device, copy=True)
-    return nn.Parameter(rounded.contiguous(), requires_grad=target.trainable)
+    layout = torch.contiguous_format
+    if target.channels_last:
+        layout = CHANNELS_LAST.get(rounded.dim(), layout)
+    laid_out = rounded.contiguous(memory_format=layout)
+    return nn.Parameter(laid_out, requires_grad=target.trainable)
 
 
 def _module_pads(window: Window) -> bool:

@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from repcompiler.facts import Facts, fetch
 from repcompiler.inplace import restore_writes
-from repcompiler.lower import Emitter, Target
+from repcompiler.lower import CHANNELS_LAST, Emitter, Target
 from repcompiler.normalise import is_write
 from repcompiler.opening import Opened, close_norms
 from repcompiler.regions import Rewrite, assemble
@@ -120,7 +120,7 @@ def _insert(draft: _Draft, region: Rewrite, target: Target) -> None:
 def _target(
     region: Rewrite, module: GraphModule, facts: Facts, dtype: torch.dtype | None
 ) -> Target:
-    """The dtype and device of the parameters that the region had."""
+    """The dtype, device and so on of the parameters that the region had."""
     tensors: list[Tensor] = []
     for node in region.nodes:
         if node.op == "call_module":
@@ -133,7 +133,17 @@ def _target(
     own = known or (floating[0].dtype if floating else torch.float32)
     device = floating[0].device if floating else torch.device("cpu")
     trainable = any(t.requires_grad for t in floating)
-    return Target(dtype or own, device, trainable)
+    return Target(
+        dtype or own, device, trainable, any(map(_is_channels_last, floating))
+    )
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether a kernel was laid out so; one that may be either says nothing."""
+    layout = CHANNELS_LAST.get(tensor.dim())
+    if layout is None or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=layout)
 
 
 def _drop_dead(graph: Graph) -> None:
