@@ -8,6 +8,7 @@ the write stays, and the whole alias class is marked, so that no map is moved ac
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import operator
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
 }
+# Beside those that ATen's schemas tell of (`_is_view`).
 _VIEWS = frozenset(
     "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
     "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
@@ -43,7 +45,8 @@ _VIEWS = frozenset(
     "feature_alpha_dropout einsum bfloat16 type cpu cuda real conj resolve_conj "
     "resolve_neg ravel moveaxis mT adjoint diagonal unsafe_chunk unsafe_split hsplit "
     "vsplit dsplit broadcast_to atleast_1d atleast_2d atleast_3d view_as_real "
-    "view_as_complex pixel_shuffle pixel_unshuffle channel_shuffle".split()
+    "view_as_complex pixel_shuffle pixel_unshuffle channel_shuffle sum_to_size "
+    "to_dense broadcast_tensors meshgrid cfloat cdouble coalesce".split()
 )
 _VIEW_MODULES = (
     *(nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle),
@@ -75,6 +78,7 @@ def functionalise(module: GraphModule) -> tuple[frozenset[str], frozenset[Node]]
     writes = {node: target for node in nodes if (target := written(node, module))}
     effects = {node: node.all_input_nodes for node in nodes if _acts(node, module)}
     effects |= {n: wrote for n in nodes if (wrote := n.meta.get(OVERWRITES))}
+    effects |= {n: wrote for n in nodes if (wrote := _written_in_lists(n))}
     if not writes and not effects:
         return frozenset(), frozenset()
     order = {node: index for index, node in enumerate(nodes)}
@@ -112,6 +116,15 @@ def written(node: Node, module: GraphModule) -> Node | None:
     if isinstance(out, Node):
         return out
     return first if _is_inplace(node) and isinstance(first, Node) else None
+
+
+def _written_in_lists(node: Node) -> list[Node]:
+    """What an op overwrites that takes lists of tensors (`_foreach_add_`)."""
+    first = node.args[0] if node.args else None
+    if node.op != "call_function" or not isinstance(first, (list, tuple)):
+        return []
+    values = [item for item in first if isinstance(item, Node)]
+    return values if values and _is_inplace(node) else []
 
 
 def _is_inplace(node: Node) -> bool:
@@ -155,12 +168,26 @@ def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[
         return [writes[node]]
     if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
-        plain = type(leaf).__module__.startswith("torch.nn.")
+        plain = type(leaf).__module__.startswith("torch.nn.") and not is_hooked(leaf)
         fresh = plain and not isinstance(leaf, _VIEW_MODULES)
         return [] if fresh else node.all_input_nodes
     if node.op in ("placeholder", "get_attr", "output"):
         return []
-    return node.all_input_nodes if op_name(node) in _VIEWS or is_foreign(node) else []
+    views = op_name(node) in _VIEWS or _is_view(op_name(node)) or is_foreign(node)
+    return node.all_input_nodes if views else []
+
+
+@functools.cache
+def _is_view(name: str) -> bool:
+    """Whether ATen says of an op of that name that its result may share memory."""
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [] if packet is None else packet.overloads()
+    schemas = [getattr(packet, overload)._schema for overload in overloads]
+    return any(
+        result.alias_info is not None and not schema.is_mutable
+        for schema in schemas
+        for result in schema.returns
+    )
 
 
 def is_foreign(node: Node) -> bool:

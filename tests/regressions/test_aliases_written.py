@@ -28,6 +28,16 @@ SAME = {
     "ravel": lambda y: y.contiguous().ravel(),
     "moveaxis": lambda y: torch.moveaxis(y, 1, 2),
     "diagonal": lambda y: torch.diagonal(y, 0, 2, 3),
+    "reshape_as": lambda y: y.reshape_as(y.new_zeros(y.shape[0], 4, 36)),
+    "sum_to_size": lambda y: y.sum_to_size(y.shape),
+    "to_dense": lambda y: y.to_dense(),
+    "broadcast_tensors": lambda y: torch.broadcast_tensors(y, y[:1])[0],
+    "T": lambda y: y[0, 0].T,
+    "mT": lambda y: y.mT,
+    "mH": lambda y: y.mH,
+    "H": lambda y: y[0, 0].H,
+    "imag": lambda y: torch.complex(y, y).imag,
+    "atleast_3d": torch.atleast_3d,
 }
 
 
@@ -51,3 +61,36 @@ def test_write_after_an_op_that_returns_its_argument(name: str, door: str) -> No
 
     parts = {"same": SAME[name]} if isinstance(SAME[name], nn.Module) else {}
     both(randomise(Net(forward, conv=conv(), **parts)), door)
+
+
+@pytest.mark.parametrize("hooked", ["pre", "post", "container"])
+@torch.no_grad()
+def test_write_after_a_module_with_hooks(hooked: str) -> None:
+    def forward(s, x):
+        y = s.conv(x)
+        alias = s.same(y)
+        y += 1.5
+        return s.norm(alias * 2)
+
+    same = nn.Sequential(nn.Identity()) if hooked == "container" else nn.ReLU()
+    if hooked == "pre":
+        same = nn.Identity()
+        same.register_forward_pre_hook(lambda module, inputs: None)
+    elif hooked == "post":
+        same.register_forward_hook(lambda module, inputs, output: inputs[0])
+    else:
+        same.register_forward_hook(lambda *_: None)
+    net = Net(forward, conv=conv(), norm=nn.BatchNorm2d(4), same=same)
+    both(randomise(net), "symbolic_trace")
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+@torch.no_grad()
+def test_write_into_a_list(door: str) -> None:
+    def forward(s, x):
+        y, z = s.conv(x), x * 2
+        torch._foreach_add_([y, z], 1.5)
+        torch._foreach_mul_([z], 0.5)
+        return s.norm(y) + z
+
+    both(randomise(Net(forward, conv=conv(), norm=nn.BatchNorm2d(4))), door)
