@@ -291,10 +291,9 @@ def _keep_attributes(state: State) -> None:
     root, fused = state.model, state.rewritten.module
     if not isinstance(root, nn.Module):
         return
-    known = set(nn.Module().__dict__) | set(fused.__dict__)
     for name, value in root.__dict__.items():
         plain = not isinstance(value, (nn.Module, torch.Tensor)) and not callable(value)
-        if name not in known and not name.startswith("_") and plain:
+        if plain and not name.startswith("_") and not hasattr(fused, name):
             setattr(fused, name, value)
     fused.eval()
 

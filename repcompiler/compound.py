@@ -57,11 +57,11 @@ def _product(op: Op, other: Any) -> Lifted:
 
 def addcmul(op: Op) -> Lifted:
     """input + value · tensor1 · tensor2, two of them with one number per channel."""
-    shift, value = op.facts.constant(op.input), op.get("value", 1)
+    shift, value = op.facts.constant(op.input), op.number("value", 1)
     pair = op.args.get("tensor1"), op.args.get("tensor2")
     factors = [op.facts.constant(arg) for arg in pair]
     known = [index for index, factor in enumerate(factors) if factor is not None]
-    if shift is None or len(known) != 1 or not rules.static(value):
+    if shift is None or len(known) != 1 or value is None:
         return Opaque()
     node = pair[1 - known[0]]
     if not isinstance(node, Node):
@@ -76,7 +76,7 @@ def addcmul(op: Op) -> Lifted:
     if len(axes) > 1:
         return Opaque(Reason.AXIS_MISMATCH)
     axis = axes.pop() if axes else None
-    numbers = algebra.scale_vectors(algebra.constant(float(value)), scale[1])
+    numbers = algebra.scale_vectors(algebra.constant(value), scale[1])
     assert numbers is not None
     map = Diagonal(axis, numbers.size, numbers)
     return Affine(((node, map),), bias[1], axis, numbers.size or bias[1].size)

@@ -97,6 +97,11 @@ class Op:
         value = self.args.get(name, default)
         return default if value is None else value
 
+    def number(self, name: str, default: float) -> float | None:
+        """The argument as a real number; None if it is another value, or complex."""
+        value = self.get(name, default)
+        return float(value) if isinstance(value, (int, float)) else None
+
     @property
     def input(self) -> Any:
         """The first operand."""

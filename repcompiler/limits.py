@@ -69,13 +69,14 @@ def _symbol(index: int, axis: int) -> Any:
 def recorded() -> Generator[list[tuple[Any, Any]], None, None]:
     """The expressions that the model's code asked for the value of, and the values."""
     asked: list[tuple[Any, Any]] = []
-    originals = {name: getattr(SymNode, name) for name in ("guard_bool", "guard_int")}
+    names = ("guard_bool", "guard_int", "guard_float")
+    originals = {name: getattr(SymNode, name) for name in names}
 
     def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def guard(self: Any, *args: Any, **kwargs: Any) -> Any:
             expression = self.expr
             value = original(self, *args, **kwargs)
-            if _asked_by_model(sys._getframe(1), name == "guard_int"):
+            if name != "guard_bool" or _asked_by_model(sys._getframe(1)):
                 asked.append((expression, value))
             return value
 
@@ -90,17 +91,17 @@ def recorded() -> Generator[list[tuple[Any, Any]], None, None]:
             setattr(SymNode, name, original)
 
 
-def _asked_by_model(frame: FrameType | None, number: bool) -> bool:
-    """Whether code that is no part of the exporter turned a size into a plain value.
+def _asked_by_model(frame: FrameType | None) -> bool:
+    """Whether code that is no part of the exporter turned a size into a truth value.
 
-    A truth value is asked for through `SymBool`; by C++ code only for its own sake. A
-    number that C++ code asks for is an argument, such as the length of a list.
+    It does so through `SymBool`; C++ code asks for its own sake. A number, whoever asks
+    for it, is one that the graph then holds.
     """
     converted = False
     while frame is not None and frame.f_code.co_filename.startswith(_CONVERSIONS):
         converted = converted or frame.f_code.co_filename == _CONVERSIONS[0]
         frame = frame.f_back
-    if frame is None or not (converted or number):
+    if frame is None or not converted:
         return False
     file = frame.f_code.co_filename
     return not file.startswith(_TORCH) or file.startswith(_MODELLED)
@@ -113,6 +114,7 @@ def limits_of(module: GraphModule, asked: list[tuple[Any, Any]]) -> Limits:
     equal stay equal. One that it fixed because an op takes no other, the op will tell.
     """
     known: dict[Any, Any] = {}  # by the symbol that the exporter began with
+    example: dict[Any, Any] = {}
     ranks: list[int | None] = []
     values: list[tuple[int, Any]] = []
     conditions: list[Any] = []
@@ -129,6 +131,7 @@ def limits_of(module: GraphModule, asked: list[tuple[Any, Any]]) -> Limits:
                 conditions.append(sympy.Eq(here, int(size)))
                 continue
             environment = size.node.shape_env
+            example[here] = size.node.hint
             symbols: list[Any] = [size.node._expr, size.node.expr]
             for expression in dict.fromkeys(symbols):
                 if expression in known:
@@ -140,7 +143,7 @@ def limits_of(module: GraphModule, asked: list[tuple[Any, Any]]) -> Limits:
         if not found.free_symbols <= {*known.values()} and environment is not None:
             found = environment.replace(found).xreplace(known)
         if found.free_symbols <= {*known.values()}:
-            conditions.append(_states(found, value))
+            conditions += _states(found, value, example)
         # Else it turns on data, which a size cannot tell of.
     held = dict.fromkeys(c for c in conditions if c is not sympy.true)
     return Limits(tuple(ranks), tuple(values), tuple(held))
@@ -177,10 +180,21 @@ def _lengths(module: GraphModule) -> Generator[tuple[Any, Any], None, None]:
         yield FloorDiv(whole + step - 1, step), len(node.meta["val"])
 
 
-def _states(expression: Any, value: Any) -> Any:
+def _states(expression: Any, value: Any, example: dict[Any, Any]) -> list[Any]:
+    """That the expression has the value; of an odd one, that its sizes are the same."""
+    if not all(_is_plain(part) for part in sympy.preorder_traversal(expression)):
+        symbols = sorted(expression.free_symbols, key=str)
+        return [sympy.Eq(symbol, example[symbol]) for symbol in symbols]
     if isinstance(value, bool):
-        return expression if value else sympy.Not(expression)
-    return sympy.Eq(expression, value)
+        return [expression if value else sympy.Not(expression)]
+    return [sympy.Eq(expression, value)]
+
+
+def _is_plain(part: Any) -> bool:
+    known = (
+        part.is_Symbol or part.is_Integer or type(part).__name__ in (*_BINARY, "Not")
+    )
+    return bool(known) or part in (sympy.true, sympy.false)
 
 
 # ---- in the fused graph ------------------------------------------------------------

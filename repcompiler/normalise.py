@@ -49,6 +49,7 @@ def clean(
     `baked` names constants that tracing made: no cast of the model reaches those.
     """
     drop_guards(module)
+    place_operands(module)
     drop_aliases(module)
     plain_norms(module)
     mark_foreign_writes(module, inputs)
@@ -72,6 +73,22 @@ def drop_guards(module: GraphModule) -> None:
         if guard or (node.op == "call_function" and op_name(node) in GUARDS):
             if not node.users and LIMIT not in node.meta:
                 module.graph.erase_node(node)
+
+
+def place_operands(module: GraphModule) -> None:
+    """Put a first operand that was given by keyword in its place: `f(input=x)`."""
+    for node in module.graph.nodes:
+        if node.args or not isinstance(node.kwargs.get("input"), Node):
+            continue
+        owner: Any = node.target
+        if node.op == "call_module":
+            owner = type(module.get_submodule(str(node.target)))
+        home = str(getattr(owner, "__module__", "") or "")
+        if node.op == "call_method" or home.split(".")[0] not in ("", "torch"):
+            continue
+        rest = dict(node.kwargs)
+        node.args = (rest.pop("input"),)
+        node.kwargs = rest
 
 
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

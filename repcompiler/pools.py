@@ -22,18 +22,19 @@ def avg_pool(op: Op) -> Lifted:
     kernel = op.get("kernel_size")
     stride = op.get("stride") or kernel
     padding = op.get("padding", 0)
-    if not isinstance(op.input, Node) or not static(kernel, stride, padding):
+    override = op.get("divisor_override")
+    if not isinstance(op.input, Node) or not static(kernel, stride, padding, override):
         return Opaque()
     if channels is None or not same_float(op, op.input):
         return Opaque(Reason.UNKNOWN_SHAPE)
     taps, strides, pads = (per_axis(v, spatial) for v in (kernel, stride, padding))
     bordered = any(pad > 0 for pad in pads) and op.get("count_include_pad", True)
-    averages = not bordered and not op.get("divisor_override")
+    averages = not bordered and not override
     axis = -(spatial + 1)
     step = Step(op.node, {axis: axis}, computes=True) if averages else None
     if op.get("ceil_mode", False) or (any(pads) and not bordered):
         return Carry(op.input, step) if step else Opaque(Reason.CEIL_OR_COUNT)
-    divisor = op.get("divisor_override") or int(torch.tensor(taps).prod())
+    divisor = override or int(torch.tensor(taps).prod())
     axes = tuple(Axis(s, -p, 1, k, p) for s, p, k in zip(strides, pads, taps))
     return Affine(
         ((op.input, _depthwise(spatial, channels, axes, 1.0 / divisor, "zeros")),),

@@ -177,7 +177,9 @@ def batch_norm(op: Op) -> Lifted:
         return Opaque(Reason.UNKNOWN_SHAPE)
     if not same_float(op):
         return Opaque(Reason.DTYPE)
-    axis, eps = 1 - rank, float(op.get("eps", 1e-5))
+    axis, eps = 1 - rank, op.number("eps", 1e-5)
+    if eps is None:
+        return Opaque(Reason.NOT_CONSTANT)
     mean, var, gamma, beta = (tensors.get(name) for name in names)
     assert mean is not None and var is not None
 
@@ -204,20 +206,25 @@ def batch_norm(op: Op) -> Lifted:
 
 def add(op: Op) -> Lifted:
     """input + alpha · other."""
-    return _sum(op, op.input, op.args.get("other"), float(op.get("alpha", 1)))
+    return _sum(op, op.input, op.args.get("other"), 1.0)
 
 
 def sub(op: Op) -> Lifted:
     """input - alpha · other."""
-    return _sum(op, op.input, op.args.get("other"), -float(op.get("alpha", 1)))
+    return _sum(op, op.input, op.args.get("other"), -1.0)
 
 
 def rsub(op: Op) -> Lifted:
     """other - alpha · input."""
-    return _sum(op, op.args.get("other"), op.input, -float(op.get("alpha", 1)))
+    return _sum(op, op.args.get("other"), op.input, -1.0)
 
 
-def _sum(op: Op, a: object, b: object, factor: float) -> Lifted:
+def _sum(op: Op, a: object, b: object, sign: float) -> Lifted:
+    """a + sign · alpha · b."""
+    alpha = op.number("alpha", 1)
+    if alpha is None:
+        return Opaque(Reason.NOT_CONSTANT)
+    factor = sign * alpha
     constants = op.facts.constant(a), op.facts.constant(b)
     if constants[0] is None and constants[1] is None:
         return _sum_of_values(op, a, b, factor)
