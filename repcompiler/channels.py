@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from repcompiler.affine import Block, Step
 from repcompiler.facts import Facts, op_name
-from repcompiler.lift import Alias, Bundle, Carry, Lifted, Op, Opaque, Stack
+from repcompiler.lift import Bundle, Carry, Lifted, Op, Opaque, Stack
 from repcompiler.reasons import Reason
 from repcompiler.rules import same_float, static
 
@@ -32,6 +32,7 @@ def concat(op: Op) -> Lifted:
 
     1. The axis is not the batch, and every part has one size on it for all inputs.
     2. All parts have the same rank; an empty one of another rank is legal but ignored.
+    3. Every part has channels: no map reads none.
     """
     parts, dim = op.args.get("tensors"), op.get("dim", 0)
     if not isinstance(parts, (list, tuple)) or not static(dim):
@@ -47,7 +48,7 @@ def concat(op: Op) -> Lifted:
         return Opaque(Reason.UNKNOWN_SHAPE)
     axis = int(dim) % rank - rank
     sizes = [op.facts.lasting_size(node, axis) for node in nodes]
-    if axis == -rank or None in sizes:  # 1
+    if axis == -rank or None in sizes or 0 in sizes:  # 1, 3
         return Opaque()
     return Stack(nodes, axis, tuple(size or 0 for size in sizes))
 

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equality import Net, check, conv, convs, draw, images, norms, ops, randomise
+from equality import (
+    Net,
+    assert_same,
+    check,
+    conv,
+    convs,
+    draw,
+    images,
+    norms,
+    ops,
+    randomise,
+)
 from torch import Tensor, nn
 
 import repcompiler as rc
@@ -281,3 +292,15 @@ def test_a_fused_model_is_not_stacked_again():
     once = check(net, SIZES).model
     twice = rc.fuse(randomise(once), (draw(SIZES[0]),))
     assert not twice.report.regions
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_a_part_without_channels(door):
+    def body(s, x):
+        return s.head(torch.cat([s.conv(x), x[:, :0]], 1))
+
+    net = randomise(Net(body, conv=conv(), head=conv()))
+    batches = [(draw(shape),) for shape in ((2, 4, 6, 6), (1, 4, 5, 3))]
+    result = rc.fuse(net, batches[0], capture=door)
+    assert result.report.equivalence.ok
+    assert_same(net, result.model, batches)
