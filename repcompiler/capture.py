@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
 from torch.fx.graph import _PyTreeCodeGen
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import (
@@ -125,6 +126,29 @@ def require_eval(model: nn.Module) -> None:
         raise NotEval(
             f"In train mode: {shown}.", hint="Call model.eval() before fusing."
         )
+
+
+def require_numbers(model: object) -> None:
+    """Raise `UnsupportedInput` for a module that has no code or no numbers to read."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedInput(
+            "A TorchScript module has no Python code to trace.",
+            hint="Fuse the nn.Module that it was made from.",
+        )
+    if not isinstance(model, nn.Module):
+        return
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            problem, hint = "has no size yet", "Run the model once before fusing."
+        elif tensor.is_meta:
+            problem = "is on the meta device, which holds no numbers"
+            hint = "Load the weights before fusing."
+        elif tensor.is_inference():
+            problem = "was made in torch.inference_mode()"
+            hint = "Build the model outside of it."
+        else:
+            continue
+        raise UnsupportedInput(f"{name} {problem}.", hint=hint)
 
 
 def _require_leaves(model: nn.Module) -> None:

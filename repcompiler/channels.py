@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from repcompiler.affine import Block, Step
 from repcompiler.facts import Facts, op_name
-from repcompiler.lift import Bundle, Carry, Lifted, Op, Opaque, Stack
+from repcompiler.lift import Alias, Bundle, Carry, Lifted, Op, Opaque, Stack
 from repcompiler.reasons import Reason
 from repcompiler.rules import same_float, static
 

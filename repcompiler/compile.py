@@ -9,16 +9,16 @@ and hands back the state, which is what the tests, the goldens and `--debug` loo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
-from repcompiler.capture import Model, run_capture
+from repcompiler.capture import Model, require_numbers, run_capture
 from repcompiler.certificate import certificate
 from repcompiler.compose import compose
 from repcompiler.errors import CaptureError, UnsupportedInput
@@ -103,6 +103,7 @@ def fuse(
     Raises:
         NotEval, CaptureError, UnsupportedInput: see `repcompiler.errors`.
     """
+    require_numbers(model)
     inputs = positional_inputs(model, example_inputs)
     door = "auto" if capture == DOOR else capture
 
@@ -160,6 +161,12 @@ def positional_inputs(
     """
     if example_inputs is None or isinstance(example_inputs, torch.Tensor):
         return None if example_inputs is None else (example_inputs,)
+    given = cast(object, example_inputs)
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise UnsupportedInput(
+            f"example_inputs is of type {type(example_inputs).__name__}.",
+            hint="Pass a tensor, a sequence of inputs or a mapping of keywords.",
+        )
     if not isinstance(example_inputs, Mapping):
         return tuple(example_inputs)
     if not isinstance(model, nn.Module):

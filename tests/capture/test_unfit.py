@@ -103,3 +103,30 @@ def test_verify_leaves_no_trace_either():
 def test_verify_refuses_what_is_no_model(thing):
     with pytest.raises(rc.UnsupportedInput, match="Cannot verify a"):
         rc.verify(block(), thing, [draw(IMAGE)])
+
+
+def made_in_inference_mode() -> nn.Module:
+    with torch.inference_mode():
+        return block().eval()
+
+
+@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.jit.trace(randomise(block()), draw(IMAGE)), "no Python code"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3)).eval(), "has no size yet"),
+        (lambda: block().eval().to("meta"), "on the meta device"),
+        (made_in_inference_mode, "in torch.inference_mode"),
+    ],
+    ids=["script", "lazy", "meta", "inference"],
+)
+def test_a_model_without_code_or_numbers(make, said, blind):
+    with pytest.raises(rc.UnsupportedInput, match=said):
+        rc.fuse(make(), None if blind else (draw(IMAGE),))
+
+
+@pytest.mark.parametrize("inputs", [5, "an image"])
+def test_example_inputs_that_are_no_sequence(inputs):
+    with pytest.raises(rc.UnsupportedInput, match="example_inputs is of type"):
+        rc.fuse(randomise(block()), inputs)
