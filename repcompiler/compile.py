@@ -25,7 +25,7 @@ from repcompiler.errors import CaptureError, UnsupportedInput
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
 from repcompiler.limits import assert_limits
-from repcompiler.nearby import against_nearby
+from repcompiler.nearby import against_nearby, widened
 from repcompiler.operators import RULES
 from repcompiler.part import Signature
 from repcompiler.parts import Pipeline
@@ -45,7 +45,6 @@ from repcompiler.verify import (
     exactness,
     region_error,
     sample_batches,
-    widened,
 )
 from repcompiler.whole import DOOR, fuse_parts
 

@@ -7,6 +7,9 @@ for data so near is as good as any (backward error; Higham, *Accuracy and Stabil
 Numerical Algorithms*, section 1.5). Few are `MAX_ERROR_RATIO`: where nothing takes
 another turn, that moves the output by as many times its own rounding, which is what
 every other model is allowed.
+
+A graph that casts values to a narrower dtype itself rounds in float64 too: `widened` is
+the same graph without those casts.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from repcompiler.held import left_as_found
@@ -132,3 +136,30 @@ def _nudged(values: Any, generator: torch.Generator) -> Any:
         return leaf * (1 + step * signs.to(leaf))
 
     return pytree.tree_map(nudge, values)
+
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = ("float", "half", "bfloat16")
+
+
+def widened(module: nn.Module) -> nn.Module:
+    """A copy of a float64 graph that casts no value to a narrower floating dtype."""
+    wide = copy.deepcopy(module)
+    if not isinstance(wide, GraphModule):
+        return wide
+
+    def widen(arg: Any) -> Any:
+        narrow = isinstance(arg, torch.dtype) and arg in _NARROW
+        return torch.float64 if narrow else arg
+
+    for node in wide.graph.nodes:
+        dtypes = [
+            isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())
+        ]
+        if any(dtypes):
+            node.args = tuple(map(widen, node.args))
+            node.kwargs = {k: widen(v) for k, v in node.kwargs.items()}
+        if node.op == "call_method" and node.target in _CASTS:
+            node.target = "double"
+    wide.recompile()
+    return wide

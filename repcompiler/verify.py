@@ -353,33 +353,6 @@ def in_float64(model: nn.Module) -> nn.Module | None:
         return None
 
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_CASTS = ("float", "half", "bfloat16")
-
-
-def widened(module: nn.Module) -> nn.Module:
-    """A copy of a float64 graph that casts no value to a narrower floating dtype."""
-    wide = copy.deepcopy(module)
-    if not isinstance(wide, GraphModule):
-        return wide
-
-    def widen(arg: Any) -> Any:
-        narrow = isinstance(arg, torch.dtype) and arg in _NARROW
-        return torch.float64 if narrow else arg
-
-    for node in wide.graph.nodes:
-        dtypes = [
-            isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())
-        ]
-        if any(dtypes):
-            node.args = tuple(map(widen, node.args))
-            node.kwargs = {k: widen(v) for k, v in node.kwargs.items()}
-        if node.op == "call_method" and node.target in _CASTS:
-            node.target = "double"
-    wide.recompile()
-    return wide
-
-
 def cast(values: Any, dtype: torch.dtype) -> Any:
     """Inputs with their floating tensors in `dtype`."""
 
