@@ -10,7 +10,7 @@ guessed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,16 @@ def fetch(root: nn.Module, target: str) -> Any:
     for name in target.split("."):
         value = getattr(value, name)
     return value
+
+
+def parameters_of(node: Node, module: GraphModule) -> Iterator[Tensor]:
+    """What a node computes with: its module's parameters, and tensors that it reads."""
+    if node.op == "call_module":
+        yield from module.get_submodule(str(node.target)).parameters()
+    for source in node.all_input_nodes:
+        value = fetch(module, str(source.target)) if source.op == "get_attr" else None
+        if isinstance(value, Tensor):
+            yield value
 
 
 def gather(

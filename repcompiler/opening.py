@@ -9,16 +9,16 @@ layer; where one did not take it in after all, `closed` puts the norm back as it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from repcompiler.facts import fetch, op_name
+from repcompiler.facts import op_name, parameters_of
 from repcompiler.lift import is_hooked
 
 
@@ -78,7 +78,7 @@ def _takes_scale(user: Node, value: Node, module: GraphModule) -> bool:
     A norm computes in its input's dtype, whatever that of its parameters; by hand, the
     result would be in the wider of the two.
     """
-    if len({dtype for node in (value, user) for dtype in _dtypes(node, module)}) != 1:
+    if len({t.dtype for n in (value, user) for t in parameters_of(n, module)}) != 1:
         return False
     if user.args[:1] != (value,) or user.all_input_nodes.count(value) != 1:
         return False
@@ -89,18 +89,6 @@ def _takes_scale(user: Node, value: Node, module: GraphModule) -> bool:
         return False
     rest = [arg for arg in user.all_input_nodes if arg is not value]
     return all(arg.op == "get_attr" for arg in rest)
-
-
-def _dtypes(node: Node, module: GraphModule) -> Iterator[torch.dtype]:
-    """Those of a node's parameters."""
-    if node.op == "call_module":
-        yield from (
-            p.dtype for p in module.get_submodule(str(node.target)).parameters()
-        )
-    for arg in node.all_input_nodes:
-        value = fetch(module, str(arg.target)) if arg.op == "get_attr" else None
-        if isinstance(value, Tensor):
-            yield value.dtype
 
 
 def _open(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from repcompiler.facts import Facts, fetch
+from repcompiler.facts import Facts, fetch, parameters_of
 from repcompiler.inplace import restore_writes
 from repcompiler.lower import CHANNELS_LAST, Emitter, Target
 from repcompiler.normalise import is_write
@@ -121,13 +121,7 @@ def _target(
     region: Rewrite, module: GraphModule, facts: Facts, dtype: torch.dtype | None
 ) -> Target:
     """The dtype, device and so on of the parameters that the region had."""
-    tensors: list[Tensor] = []
-    for node in region.nodes:
-        if node.op == "call_module":
-            tensors += module.get_submodule(str(node.target)).parameters()
-        reads = [i for i in node.all_input_nodes if i.op == "get_attr"]
-        values = [fetch(module, str(i.target)) for i in reads]
-        tensors += [value for value in values if isinstance(value, Tensor)]
+    tensors = [t for node in region.nodes for t in parameters_of(node, module)]
     floating = [t for t in tensors if t.is_floating_point()]
     known = facts.dtype(region.value)
     own = known or (floating[0].dtype if floating else torch.float32)
