@@ -59,25 +59,34 @@ def split(op: Op) -> Lifted:
 
 
 def getitem(op: Op) -> Lifted:
-    """One block of a split, or a slice of a value along one axis."""
+    """One block of a split, or a slice of a value.
+
+    Where a slice cuts several axes, what is left of them counts as positions.
+    """
     source, index = op.input, op.args.get("index")
     if not isinstance(source, Node):
         return Opaque()
     if op_name(source) in SPLITS and isinstance(index, int):
         return _block_of_split(op, source, index)
-    if op.facts.rank(source) is None:
+    rank = op.facts.rank(source)
+    if rank is None:
         return Opaque()
-    items = index if isinstance(index, (tuple, list)) else (index,)
-    if len(items) == 2 and items[0] is Ellipsis:
-        return _along(op, -1, items[1])
-    cut = [i for i, item in enumerate(items) if item != slice(None)]
-    return _along(op, cut[0], items[cut[0]]) if len(cut) == 1 else Opaque()
+    items = list(index if isinstance(index, (tuple, list)) else (index,))
+    if not all(item is Ellipsis or _is_plain_slice(item) for item in items):
+        return Opaque()
+    if Ellipsis in items:
+        place = items.index(Ellipsis)
+        items[place : place + 1] = [slice(None)] * (rank - len(items) + 1)
+    cut = [axis for axis, item in enumerate(items) if item != slice(None)]
+    if len(cut) == 1:
+        part = items[cut[0]]
+        return _slice(op, cut[0], part.start, part.stop, part.step)
+    return _cut(op, source, [axis - rank for axis in cut])
 
 
-def _along(op: Op, dim: int, item: Any) -> Lifted:
-    if not isinstance(item, slice):
-        return Opaque()
-    return _slice(op, dim, item.start, item.stop, item.step)
+def _is_plain_slice(item: Any) -> bool:
+    """Whether its ends are numbers that stand in the graph."""
+    return isinstance(item, slice) and static(item.start, item.stop, item.step)
 
 
 def slice_tensor(op: Op) -> Lifted:
@@ -98,11 +107,13 @@ def _slice(op: Op, dim: Any, start: Any, stop: Any, step: Any) -> Lifted:
     source, rank = op.input, op.facts.rank(op.input)
     if not isinstance(source, Node) or rank is None:
         return Opaque()
-    if not static(dim, start, stop, step) or step not in (None, 1):
+    if not static(dim, start, stop, step):
         return Opaque()
+    axis = int(dim or 0) % rank - rank
+    if step not in (None, 1):
+        return _cut(op, source, [axis])
     if not start and (stop is None or stop >= NO_END):
         return Alias(source)
-    axis = int(dim or 0) % rank - rank
     size = op.facts.lasting_size(source, axis)
     pick = None
     if size is not None and axis != -rank:
@@ -110,14 +121,20 @@ def _slice(op: Op, dim: Any, start: Any, stop: Any, step: Any) -> Lifted:
         if begin >= end:
             return Opaque()
         pick = (axis, Block(begin, end - begin, size))
-    return _cut(op, source, axis, pick)
+    return _cut(op, source, [axis], pick)
 
 
-def _cut(op: Op, source: Node, axis: int, pick: tuple[int, Block] | None) -> Lifted:
+def _cut(
+    op: Op,
+    source: Node,
+    cut: Sequence[int],
+    pick: tuple[int, Block] | None = None,
+) -> Lifted:
+    """The axes that are cut, counted from the end; the others are kept whole."""
     rank = op.facts.rank(op.node)
     if rank is None or rank != op.facts.rank(source):
         return Opaque()
-    axes = {other: other for other in range(-rank, 0) if other != axis}
+    axes = {other: other for other in range(-rank, 0) if other not in cut}
     return Carry(source, Step(op.node, axes, cuts=True, pick=pick))
 
 
@@ -132,7 +149,7 @@ def _block_of_split(op: Op, bundle: Node, index: int) -> Lifted:
     axis, start, size, total = places.pop() or (0, 0, 0, 0)
     if axis == -(op.facts.rank(source) or 0):
         return Opaque()
-    return _cut(op, source, axis, (axis, Block(start, size, total)))
+    return _cut(op, source, [axis], (axis, Block(start, size, total)))
 
 
 def _known(op: Op, bundle: Node) -> list[Facts]:

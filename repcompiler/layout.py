@@ -91,6 +91,30 @@ def transpose(op: Op) -> Lifted:
     return _carry(op, axes)
 
 
+def attribute(op: Op) -> Lifted:
+    """x.mT is x with its last two axes swapped; no other attribute is a layout op."""
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    if op.get("name") != "mT" or rank is None:
+        return Opaque()
+    rest = {axis: axis for axis in range(-rank, -2)}
+    return _carry(op, {**rest, -2: -1, -1: -2})
+
+
+def movedim(op: Op) -> Lifted:
+    """Some axes moved to new places; the others fill what is left, in their order."""
+    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
+    pair = op.args.get("source"), op.args.get("destination")
+    if rank is None or not static(*pair):
+        return Opaque()
+    froms, tos = (
+        tuple(dims) if isinstance(dims, (list, tuple)) else (dims,) for dims in pair
+    )
+    to = {source % rank: place % rank for source, place in zip(froms, tos)}
+    free = iter(sorted(set(range(rank)) - set(to.values())))
+    places = [to[axis] if axis in to else next(free) for axis in range(rank)]
+    return _carry(op, {axis - rank: place - rank for axis, place in enumerate(places)})
+
+
 def same_layout(op: Op) -> Lifted:
     """contiguous: every axis stays where it is."""
     rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None

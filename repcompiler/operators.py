@@ -48,6 +48,16 @@ def _attributes(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
     return lambda module: {name: getattr(module, name) for name in names}
 
 
+def _pad_attributes(mode: str) -> Callable[[nn.Module], dict[str, Any]]:
+    """What a pad module does; only one that pads with a constant says with which."""
+
+    def attributes(module: nn.Module) -> dict[str, Any]:
+        widths, value = getattr(module, "padding"), getattr(module, "value", 0)
+        return {"pad": widths, "mode": mode, "value": value}
+
+    return attributes
+
+
 def _module_pool(spatial: int) -> Rule:
     names = _POOL_1D if spatial == 1 else _POOL
     attributes = _attributes(*names.split()[1:])
@@ -59,9 +69,11 @@ _TRANSPOSED_MODULE = Rule(rules.transposed, attributes=_transposed_attributes)
 _NORM_MODULE = Rule(rules.batch_norm, attributes=_norm_attributes)
 _DROPOUT_MODULE = Rule(rules.unchanged, attributes=_attributes("training"))
 _DROPOUT = Rule(rules.unchanged, "input p training inplace", given={"training": True})
-_PAD_MODULE = Rule(
-    pools.pad, attributes=lambda module: {"pad": getattr(module, "padding")}
-)
+_CONSTANT_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("constant"))
+_REFLECTION_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("reflect"))
+_REPLICATION_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("replicate"))
+_CIRCULAR_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("circular"))
+_RESIZE_MODULE = Rule(layout.resize, attributes=_attributes("mode"))
 _ADD = Rule(rules.add, "input other")
 _SUB = Rule(rules.sub, "input other")
 _MUL = Rule(rules.mul, "input other")
@@ -103,10 +115,26 @@ _MODULES: dict[Any, Rule] = {
     nn.AdaptiveAvgPool2d: Rule(
         layout.adaptive_pool, attributes=_attributes(), given={"spatial": 2}
     ),
-    nn.ZeroPad2d: _PAD_MODULE,
+    nn.ZeroPad1d: _CONSTANT_PAD_MODULE,
+    nn.ZeroPad2d: _CONSTANT_PAD_MODULE,
+    nn.ZeroPad3d: _CONSTANT_PAD_MODULE,
+    nn.ConstantPad1d: _CONSTANT_PAD_MODULE,
+    nn.ConstantPad2d: _CONSTANT_PAD_MODULE,
+    nn.ConstantPad3d: _CONSTANT_PAD_MODULE,
+    nn.ReflectionPad1d: _REFLECTION_PAD_MODULE,
+    nn.ReflectionPad2d: _REFLECTION_PAD_MODULE,
+    nn.ReflectionPad3d: _REFLECTION_PAD_MODULE,
+    nn.ReplicationPad1d: _REPLICATION_PAD_MODULE,
+    nn.ReplicationPad2d: _REPLICATION_PAD_MODULE,
+    nn.ReplicationPad3d: _REPLICATION_PAD_MODULE,
+    nn.CircularPad1d: _CIRCULAR_PAD_MODULE,
+    nn.CircularPad2d: _CIRCULAR_PAD_MODULE,
+    nn.CircularPad3d: _CIRCULAR_PAD_MODULE,
     nn.Flatten: Rule(layout.reshape, attributes=_attributes()),
     nn.Unflatten: Rule(layout.reshape, attributes=_attributes()),
-    nn.Upsample: Rule(layout.resize, attributes=_attributes("mode")),
+    nn.Upsample: _RESIZE_MODULE,
+    nn.UpsamplingNearest2d: _RESIZE_MODULE,
+    nn.UpsamplingBilinear2d: _RESIZE_MODULE,
 }
 
 _ARITHMETIC: dict[Any, Rule] = {
@@ -224,6 +252,7 @@ _FUNCTIONS: dict[Any, Rule] = {
 }
 
 _TRANSPOSE = Rule(layout.transpose, "input dim0 dim1")
+_MOVE = Rule(layout.movedim, "input source destination")
 _PERMUTE = Rule(layout.permute, "input dims ...")
 _RESHAPE = Rule(layout.reshape, "input ...")
 _MEAN = Rule(layout.mean, "input dim keepdim")
@@ -236,11 +265,25 @@ _RESIZE = Rule(
 _LAYOUT: dict[Any, Rule] = {
     torch.transpose: _TRANSPOSE,
     torch.swapaxes: _TRANSPOSE,
+    torch.swapdims: _TRANSPOSE,
     "transpose": _TRANSPOSE,
     "swapaxes": _TRANSPOSE,
+    "swapdims": _TRANSPOSE,
     aten.transpose.int: _TRANSPOSE,
+    aten.swapaxes.default: _TRANSPOSE,
+    aten.swapdims.default: _TRANSPOSE,
+    getattr: Rule(layout.attribute, "input name"),
+    aten.mT.default: Rule(layout.attribute, "input", given={"name": "mT"}),
     torch.permute: _PERMUTE,
+    torch.movedim: _MOVE,
+    torch.moveaxis: _MOVE,
     "permute": _PERMUTE,
+    "movedim": _MOVE,
+    "moveaxis": _MOVE,
+    aten.movedim.int: _MOVE,
+    aten.movedim.intlist: _MOVE,
+    aten.moveaxis.int: _MOVE,
+    aten.moveaxis.intlist: _MOVE,
     aten.permute.default: _PERMUTE,
     torch.flatten: _RESHAPE,
     torch.reshape: _RESHAPE,

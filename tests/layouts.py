@@ -53,10 +53,11 @@ def make_pool_call(target: Any) -> Maker:
     return make
 
 
-def _pad_widths(draw: Draw, shape: Shape, mode: str) -> list[int]:
+def _pad_widths(draw: Draw, shape: Shape, mode: str, axes: int = 0) -> list[int]:
     low = -1 if mode == "constant" and min(shape[2:]) > 2 else 0
     spatial = len(shape) - 2
-    axes = draw(st.integers(1, spatial)) if mode == "constant" else spatial
+    if not axes:
+        axes = draw(st.integers(1, spatial)) if mode == "constant" else spatial
     high = 2 if mode == "constant" else min(2, min(shape[2:]) - 1)
     return [draw(st.integers(low, high)) for _ in range(2 * axes)]
 
@@ -77,10 +78,20 @@ def make_constant_pad(draw: Draw, shape: Shape) -> nn.Module:
     return Call(aten.constant_pad_nd.default, X, widths, few(draw, 0, 0, 0.5))
 
 
-def make_zero_pad(draw: Draw, shape: Shape) -> nn.Module:
-    """nn.ZeroPad2d."""
-    crop = (0, -1, 1, 0) if shape[-1] > 1 else (0, 1, 1, 0)
-    return nn.ZeroPad2d(few(draw, 1, (1, 0, 2, 1), crop))
+PADDING_MODES = {"Reflection": "reflect", "Replication": "replicate"}
+
+
+def make_pad_module(kind: Any) -> Maker:
+    """A pad module with one width for all sides, or one for each."""
+
+    def make(draw: Draw, shape: Shape) -> nn.Module:
+        name = kind.__name__.split("Pad")[0]
+        mode = "circular" if name == "Circular" else PADDING_MODES.get(name, "constant")
+        widths = _pad_widths(draw, shape, mode, len(shape) - 2)
+        value = [few(draw, 0.0, 0.0, 0.5)] if name == "Constant" else []
+        return kind(few(draw, tuple(widths), max(0, min(widths))), *value)
+
+    return make
 
 
 def _resize_mode(shape: Shape) -> str:
@@ -112,6 +123,19 @@ def make_transpose(target: Any) -> Maker:
     def make(draw: Draw, shape: Shape) -> nn.Module:
         a, b = (draw(st.integers(1, len(shape) - 1)) for _ in range(2))
         return Call(target, X, a, few(draw, b, b - len(shape)))
+
+    return make
+
+
+def make_movedim(target: Any) -> Maker:
+    """One axis moved, or two."""
+
+    def make(draw: Draw, shape: Shape) -> nn.Module:
+        several = getattr(target, "_overloadname", few(draw, "int", "intlist"))
+        froms, tos = (draw(st.permutations(range(1, len(shape)))) for _ in range(2))
+        if several == "int":
+            return Call(target, X, froms[0], few(draw, tos[0], tos[0] - len(shape)))
+        return Call(target, X, froms[:2], tos[:2])
 
     return make
 

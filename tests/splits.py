@@ -74,9 +74,13 @@ def make_slice(draw: Draw, shape: Shape) -> nn.Module:
 
 
 def make_getitem(target: Callable[..., Any]) -> Maker:
-    """x[:, a:b] and x[..., a:b], with ends counted from either side."""
+    """x[:, a:b], x[..., a:b] with ends counted from either side, x[:, :, 1:, ::2]."""
 
     def make(draw: Draw, shape: Shape) -> nn.Module:
+        if len(shape) > 3 and draw(st.booleans()):
+            parts = [slice(None, None, 2), slice(-1, None)]
+            dots = few(draw, [...], [slice(None)] * (len(shape) - 2))
+            return Call(target, X, (*dots, *draw(st.permutations(parts))[:2]))
         axis, start, stop = part_of(draw, shape)
         part = few(draw, slice(start, stop), slice(start - shape[axis], None))
         if axis == len(shape) - 1 and draw(st.booleans()):

@@ -17,7 +17,9 @@ from layouts import (
     make_flatten,
     make_interpolate,
     make_mean,
+    make_movedim,
     make_pad,
+    make_pad_module,
     make_permute,
     make_pool,
     make_pool_call,
@@ -27,7 +29,6 @@ from layouts import (
     make_unflatten,
     make_unsqueeze,
     make_upsample,
-    make_zero_pad,
 )
 from pieces import (
     Call,
@@ -113,12 +114,23 @@ PIECES: dict[Any, Piece] = {
     nn.AdaptiveAvgPool2d: Piece(
         (4,), lambda draw, shape: nn.AdaptiveAvgPool2d(few(draw, 1, (2, 3)))
     ),
-    nn.ZeroPad2d: Piece((4,), make_zero_pad),
+    **{
+        kind: Piece((spatial + 2,), make_pad_module(kind))
+        for name in ("Zero", "Constant", "Circular", "Reflection", "Replication")
+        for spatial in (1, 2, 3)
+        for kind in (getattr(nn, f"{name}Pad{spatial}d"),)
+    },
     nn.Flatten: Piece(
         ANY, lambda draw, shape: nn.Flatten(few(draw, 1, len(shape) - 1))
     ),
     nn.Unflatten: Piece(IMAGES, make_unflatten(nn.Unflatten)),
     nn.Upsample: Piece((3, 4), make_upsample),
+    nn.UpsamplingNearest2d: Piece(
+        (4,), lambda draw, shape: nn.UpsamplingNearest2d(scale_factor=2)
+    ),
+    nn.UpsamplingBilinear2d: Piece(
+        (4,), lambda draw, shape: nn.UpsamplingBilinear2d(size=(3, 5))
+    ),
     # arithmetic
     **{
         target: Piece(ANY, make_binary(target))
@@ -235,9 +247,22 @@ PIECES: dict[Any, Piece] = {
     # layout
     **{
         target: Piece(IMAGES, make_transpose(target))
-        for target in (torch.transpose, torch.swapaxes, "transpose", "swapaxes")
+        for target in (
+            *(torch.transpose, torch.swapaxes, torch.swapdims),
+            *("transpose", "swapaxes", "swapdims"),
+            *(aten.transpose.int, aten.swapaxes.default, aten.swapdims.default),
+        )
     },
-    aten.transpose.int: Piece(IMAGES, make_transpose(aten.transpose.int)),
+    getattr: Piece(IMAGES, call(getattr, "mT")),
+    aten.mT.default: Piece(IMAGES, call(aten.mT.default)),
+    **{
+        target: Piece(IMAGES, make_movedim(target))
+        for target in (
+            *(torch.movedim, torch.moveaxis, "movedim", "moveaxis"),
+            *(aten.movedim.int, aten.movedim.intlist),
+            *(aten.moveaxis.int, aten.moveaxis.intlist),
+        )
+    },
     torch.permute: Piece(IMAGES, make_permute(torch.permute)),
     "permute": Piece(IMAGES, make_permute("permute")),
     aten.permute.default: Piece(IMAGES, make_permute(aten.permute.default)),
