@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,13 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.sym_node import SymNode
 from torch.utils._sympy.functions import FloorDiv
 
+from repcompiler.errors import CaptureError
+
 LIMIT = "limit"  # in `Node.meta`: an assertion that the graph cannot do without
+# An expression with more is not worth its time: where sizes nest, as where each of
+# several stages pads to its own multiple, the next takes the exporter several times as
+# long. Of the models that stay open, few come to 200 parts; from 400 on it is minutes.
+MOST_PARTS = 400
 _TORCH = str(Path(torch.__file__).parent)
 _CONVERSIONS = (f"{_TORCH}/__init__.py", f"{_TORCH}/fx/experimental/")
 # Code that a model's author may have written as well; the rest is the exporter.
@@ -65,10 +72,29 @@ def _symbol(index: int, axis: int) -> Any:
 # ---- while the model is exported ---------------------------------------------------
 
 
+def _has_outgrown(expression: Any) -> bool:
+    """Whether an expression over the sizes has more than `MOST_PARTS` parts."""
+    if not isinstance(expression, sympy.Basic):
+        return False
+    parts: Any = sympy.preorder_traversal(expression)
+    return next(islice(parts, MOST_PARTS, None), None) is not None
+
+
 @contextmanager
 def recorded() -> Generator[list[tuple[Any, Any]], None, None]:
-    """The expressions that the model's code asked for the value of, and the values."""
+    """The expressions that the model's code asked for the value of, and the values.
+
+    Raises:
+        CaptureError: in the code that computes a size with more than `MOST_PARTS`.
+    """
     asked: list[tuple[Any, Any]] = []
+    begin = SymNode.__init__
+
+    def initialise(self: Any, expr: Any, *args: Any, **kwargs: Any) -> None:
+        if _has_outgrown(expr):
+            raise CaptureError("its sizes are too long to compute with")
+        begin(self, expr, *args, **kwargs)
+
     names = ("guard_bool", "guard_int", "guard_float")
     originals = {name: getattr(SymNode, name) for name in names}
 
@@ -84,9 +110,11 @@ def recorded() -> Generator[list[tuple[Any, Any]], None, None]:
 
     for name, original in originals.items():
         setattr(SymNode, name, wrap(name, original))
+    SymNode.__init__ = initialise
     try:
         yield asked
     finally:
+        SymNode.__init__ = begin
         for name, original in originals.items():
             setattr(SymNode, name, original)
 
