@@ -159,3 +159,22 @@ def test_a_program_keeps_to_the_sizes_that_it_was_exported_for():
     for shape in ((2, 4, 6, 8), (2, 4, 8, 9)):
         with pytest.raises(AssertionError, match="captured for inputs where"):
             fused(draw(shape))
+
+
+def test_sizes_that_nest_too_deep_are_left_fixed() -> None:
+    """Each stage pads to its own multiple: open sizes would take minutes to export."""
+
+    def nested(net: Asks, x: torch.Tensor) -> torch.Tensor:
+        for multiple in (7, 5, 3, 7, 5, 3):
+            height, width = x.shape[2:]
+            x = F.pad(x, (0, -width % multiple, 0, -height % multiple))
+            x = net.norm(net.conv(x))[:, :, ::2, ::2]
+        return x if x.shape[2] > 1 else net.head(x)
+
+    model = randomise(Asks(nested))
+    torch.manual_seed(0)
+    result = rc.fuse(model, (draw((2, 4, 40, 40)),), capture="export")
+    assert result.report.equivalence.verdict == "equal"
+    assert_same(model, result.model, [(draw((5, 4, 40, 40)),)])
+    with pytest.raises(AssertionError, match=r"shape\[2\]"):
+        result.model(draw((2, 4, 44, 40)))

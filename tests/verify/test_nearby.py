@@ -108,3 +108,38 @@ def test_what_does_not_jump_has_to_agree_beside_what_does() -> None:
     with torch.no_grad():
         wide.body[3].weight.view(-1)[0] *= 1 + 1e-9
     assert not is_as_near(model, wide, [inputs])
+
+
+class Chaotic(nn.Module):
+    """A logistic map, each step of which doubles what was rounded before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sigmoid())
+
+    def forward(self, x):
+        y = self.net(x)
+        for _ in range(35):
+            y = 3.99 * y * (1 - y)
+        return y
+
+
+def test_a_model_that_magnifies_its_rounding_is_judged_by_its_own() -> None:
+    torch.manual_seed(0)
+    model = randomise(Chaotic()).float()
+    report = rc.fuse(model, (torch.randn(2, 3, 8, 8),)).report
+    equal = report.equivalence
+    assert report.regions and equal.exactness is not None and equal.exactness > 1e-9
+    assert equal.ok and "magnifies its own rounding" in equal.note
+
+
+@pytest.mark.parametrize("fault", [1e-6, 1e-9])
+def test_a_fault_is_not_hidden_where_little_is_magnified(fault: float) -> None:
+    torch.manual_seed(0)
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
+    batch = (torch.randn(2, 3, 8, 8),)
+    wide = copy.deepcopy(model).double()
+    assert is_as_near(model, wide, [batch])
+    with torch.no_grad():
+        next(wide.parameters()).mul_(1 + fault)
+    assert not is_as_near(model, wide, [batch])

@@ -243,7 +243,7 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
         record = _records().get(key, {})
         if others or is_current(record, stamp, options.parameters):
             continue
-        if options.missing and "ops" in record:
+        if options.missing and ("ops" in record or "captured" in record):
             continue
         if time.monotonic() > deadline:
             break
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=MOST_PARAMETERS)
     parser.add_argument("--families", action="store_true", help="one of each family")
     parser.add_argument(
-        "--missing", action="store_true", help="only what no revision fused"
+        "--missing", action="store_true", help="only what no revision fused or captured"
     )
     parser.add_argument("--share", type=_share, default=(1, 1), metavar="K/N")
     options = parser.parse_args()
