@@ -71,13 +71,16 @@ def getitem(op: Op) -> Lifted:
     rank = op.facts.rank(source)
     if rank is None:
         return Opaque()
-    items = list(index if isinstance(index, (tuple, list)) else (index,))
+    given: Any = index if isinstance(index, (tuple, list)) else (index,)
+    items: list[Any] = list(given)
     if not all(item is Ellipsis or _is_plain_slice(item) for item in items):
         return Opaque()
     if Ellipsis in items:
         place = items.index(Ellipsis)
         items[place : place + 1] = [slice(None)] * (rank - len(items) + 1)
     cut = [axis for axis, item in enumerate(items) if item != slice(None)]
+    if not cut:
+        return Alias(source)
     if len(cut) == 1:
         part = items[cut[0]]
         return _slice(op, cut[0], part.start, part.stop, part.step)

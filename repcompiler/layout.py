@@ -103,12 +103,10 @@ def attribute(op: Op) -> Lifted:
 def movedim(op: Op) -> Lifted:
     """Some axes moved to new places; the others fill what is left, in their order."""
     rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
-    pair = op.args.get("source"), op.args.get("destination")
-    if rank is None or not static(*pair):
+    given: Any = (op.args.get("source"), op.args.get("destination"))
+    froms, tos = ((dims,) if isinstance(dims, int) else dims for dims in given)
+    if rank is None or not froms or not tos or not static(froms, tos):
         return Opaque()
-    froms, tos = (
-        tuple(dims) if isinstance(dims, (list, tuple)) else (dims,) for dims in pair
-    )
     to = {source % rank: place % rank for source, place in zip(froms, tos)}
     free = iter(sorted(set(range(rank)) - set(to.values())))
     places = [to[axis] if axis in to else next(free) for axis in range(rank)]

@@ -54,6 +54,13 @@ _VIEW_MODULES = (
     *(nn.AlphaDropout, nn.FeatureAlphaDropout),
 )
 
+# What these give are numbers: they share no memory with the tensor that was asked.
+_QUESTIONS = frozenset(
+    "size dim ndimension numel nelement stride storage_offset element_size get_device "
+    "sym_size sym_numel sym_stride sym_storage_offset len".split()
+)
+_NUMBERS = (("shape",), ("ndim",), ("dtype",), ("device",), ("layout",))
+
 
 # In a node's `meta`: the operands that a call of somebody else's writes to.
 OVERWRITES = "overwrites"
@@ -155,12 +162,33 @@ def _alias_groups(
 ) -> dict[Node, set[Node]]:
     """The nodes that may share memory with each node."""
     groups: dict[Node, set[Node]] = {node: {node} for node in nodes}
-    for node in nodes:
-        for source in _aliased(node, module, writes):
+    numbers = _numbers(nodes)
+    for node in [node for node in nodes if node not in numbers]:
+        for source in set(_aliased(node, module, writes)) - numbers:
             merged = groups[source] | groups[node]
             for member in merged:
                 groups[member] = merged
     return groups
+
+
+def _numbers(nodes: list[Node]) -> set[Node]:
+    """Sizes, strides and the like, and what is computed of them: they share no memory.
+
+    Many views are made with one size, and a size outlives a write.
+    """
+    numbers: set[Node] = set()
+    for node in nodes:
+        if node.op not in ("call_function", "call_method"):
+            continue
+        asks = op_name(node) in _QUESTIONS or (
+            node.target is getattr and node.args[1:] in _NUMBERS
+        )
+        home = getattr(node.target, "__module__", "")
+        computes = home in ("_operator", "math") or op_name(node).startswith("sym_")
+        sources = node.all_input_nodes
+        if asks or (computes and sources and numbers.issuperset(sources)):
+            numbers.add(node)
+    return numbers
 
 
 def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[Node]:
