@@ -126,3 +126,52 @@ def test_a_module_is_left_alone_where_one_of_its_calls_cannot_write() -> None:
     net = Net(forward, conv=conv(), act=nn.ReLU(inplace=True)).eval().double()
     model = fused(net, draw((2, 4, 6, 6)))
     assert writes(model) == 0
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+@pytest.mark.parametrize("reads", ["shape", "size"])
+def test_views_that_share_a_size_share_no_memory(reads: str, door: str) -> None:
+    """Two shuffles with one batch size, and a write to each: no value is in both."""
+
+    class Shuffles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm1, self.norm2 = conv(), *map(nn.BatchNorm2d, (4, 4))
+            self.second = conv()
+
+        def forward(self, x):
+            batch, height = (
+                (x.shape[0], x.shape[2]) if reads == "shape" else (x.size(0), x.size(2))
+            )
+            y = torch.relu_(self.norm1(self.first(x)))
+            y = y.view(batch, 2, 2, height, -1).transpose(1, 2).reshape(x.shape)
+            z = torch.relu_(self.norm2(self.second(y)))
+            z = z.view(batch, 2, 2, height, -1).transpose(1, 2).reshape(x.shape)
+            return z.add_(y)
+
+    net = randomise(Shuffles())
+    result = rc.fuse(net, (draw((2, 4, 8, 8)),), capture=door)
+    assert result.report.ops.after_by_type.get("batch_norm", 0) == 0
+    x = draw((2, 4, 8, 8))
+    torch.testing.assert_close(result.model(x), net(x), rtol=1e-10, atol=1e-10)
+
+
+def test_what_was_asked_of_a_view_does_not_hide_a_write_to_it() -> None:
+    """The rows of a view are read after it was written to: through x, not its size."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = conv(), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.norm(self.first(x))
+            rows = y.view(x.shape[0], -1)
+            y.mul_(3.0)
+            return rows.view(x.shape) + y
+
+    net = randomise(Net())
+    x = draw((2, 4, 8, 8))
+    for door in ("symbolic_trace", "export"):
+        found = rc.fuse(net, (x,), capture=door).model(x)
+        torch.testing.assert_close(found, net(x), rtol=1e-10, atol=1e-10)

@@ -178,3 +178,26 @@ def test_sizes_that_nest_too_deep_are_left_fixed() -> None:
     assert_same(model, result.model, [(draw((5, 4, 40, 40)),)])
     with pytest.raises(AssertionError, match=r"shape\[2\]"):
         result.model(draw((2, 4, 44, 40)))
+
+
+def test_a_constant_that_is_resampled_for_good_is_folded() -> None:
+    """timm's position embeddings, which do so whenever they are exported."""
+
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv()
+            self.place = nn.Parameter(torch.randn(1, 4, 6, 6))
+
+        def forward(self, x):
+            place = self.place
+            if torch.compiler.is_exporting() or place.shape[2:] != x.shape[2:]:
+                place = F.interpolate(place, x.shape[2:], mode="bicubic")
+            return self.conv(x) + place
+
+    model = randomise(Embedded())
+    x = draw((2, 4, 6, 6))
+    result = rc.fuse(model, (x,), capture="export")
+    assert result.report.ops.after == 2
+    assert_same(model, result.model, [(x,), (draw((5, 4, 6, 6)),)])
+    assert rc.fuse(model, (draw((2, 4, 8, 8)),), capture="export").report.ops.after <= 3
