@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -199,10 +200,17 @@ def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[
         plain = type(leaf).__module__.startswith("torch.nn.") and not is_hooked(leaf)
         fresh = plain and not isinstance(leaf, _VIEW_MODULES)
         return [] if fresh else node.all_input_nodes
-    if node.op in ("placeholder", "get_attr", "output"):
+    if node.op in ("placeholder", "get_attr", "output") or _is_result(node):
         return []
     views = op_name(node) in _VIEWS or _is_view(op_name(node)) or is_foreign(node)
     return node.all_input_nodes if views else []
+
+
+def _is_result(node: Node) -> bool:
+    """Whether it is a mapping that the model returns: all writes come before it."""
+    return node.target is OrderedDict and all(
+        user.op == "output" or _is_result(user) for user in node.users
+    )
 
 
 @functools.cache
