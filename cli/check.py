@@ -12,7 +12,7 @@ from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import versions
 from fastvit_cli.console import Screen, Stage, open_screen
 from fastvit_cli.errors import BadInput, JobFailed, Stop
-from fastvit_cli.files import check_writable
+from fastvit_cli.files import check_writable, folder_for_files
 
 if TYPE_CHECKING:
     from fastvit_cli.check_cases import Case
@@ -143,7 +143,7 @@ def check(
         data=data,
         certificate=certificate,
         replay=replay,
-        repro=_folder(repro),
+        repro=folder_for_files(repro, "--repro"),
         junit=_file(junit, "--junit"),
         sarif=_file(sarif, "--sarif"),
     )
@@ -155,17 +155,6 @@ def _file(text: str | None, option: str) -> Path | None:
         return None
     check_writable(Path(text), option)
     return Path(text)
-
-
-def _folder(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--repro {text} is a file.", hint="Name a directory.")
-    if not path.is_dir():
-        check_writable(path, "--repro")
-    return path
 
 
 def _run(job: Job, screen: Screen) -> None:

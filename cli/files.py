@@ -46,6 +46,22 @@ def all_or_nothing(paths: Sequence[Path]) -> Iterator[list[Path]]:
                 path.unlink()
 
 
+def folder_for_files(text: str | None, option: str) -> Path | None:
+    """The directory that an option names, in which files can appear; it may be new.
+
+    Raises:
+        BadInput: it is a file, or nothing can be written where it is or would be.
+    """
+    if text is None:
+        return None
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{option} {text} is a file.", hint="Name a directory.")
+    nearest = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    check_writable(nearest / "file", option)
+    return path
+
+
 def check_writable(path: Path, option: str) -> None:
     """Make sure that a file can appear at `path`, by making one beside it.
 

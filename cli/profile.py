@@ -17,7 +17,7 @@ from fastvit_cli.backends import ANY, BACKENDS
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.console import Screen, Stage, open_screen
 from fastvit_cli.errors import BadInput, JobFailed
-from fastvit_cli.files import all_or_nothing, check_writable
+from fastvit_cli.files import all_or_nothing, check_writable, folder_for_files
 
 if TYPE_CHECKING:
     from fastvit_cli.cells import Cell, Grid
@@ -184,7 +184,7 @@ def profile(
         seconds=_not_negative("--seconds", seconds),
         html=_page(html),
         layers=_not_negative("--layers", layers),
-        png=_folder(png),
+        png=folder_for_files(png, "--png"),
         tune=tune,
     )
     _run(job, screen)
@@ -225,17 +225,6 @@ def _page(text: str | None) -> Path | None:
         raise BadInput(f"--html {text} has another suffix.", hint="Use FILE.html.")
     check_writable(Path(text), "--html")
     return Path(text)
-
-
-def _folder(text: str | None) -> Path | None:
-    if text is None:
-        return None
-    path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--png {text} is a file.", hint="Name a directory.")
-    nearest = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-    check_writable(nearest / "roofline.png", "--png")
-    return path
 
 
 def _run(job: Job, screen: Screen) -> None:

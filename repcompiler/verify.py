@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from repcompiler.errors import UnsupportedInput, VerificationError
+from repcompiler.errors import UnsupportedInput, VerificationError, first_line
 from repcompiler.held import left_as_found
 from repcompiler.probes import PROBE_SCALES
 from repcompiler.report import VerifyReport
@@ -302,9 +302,8 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
         try:
             output = model(*copied(tuple(inputs)))
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise VerificationError(
-                f"The model does not run on these inputs: {lines[0]}"
+                f"The model does not run on these inputs: {first_line(error)}"
             ) from error
     leaves = pytree.tree_leaves(output)
     return [plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
