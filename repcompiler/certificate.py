@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from repcompiler.certify import FORMAT, digest, fingerprint
 from repcompiler.certops import FUNCTIONS, bound_of
 from repcompiler.facts import fetch
+from repcompiler.operators import PADS
 from repcompiler.regions import Rewrite, fused_form
 from repcompiler.state import State
 
@@ -202,6 +203,9 @@ def _weightless(layer: nn.Module, args: list[Any]) -> dict[str, Any] | None:
         name, rest = "interpolate", []
         keys = ("size", "scale_factor", "mode", "align_corners")
         kwargs = {key: _plain(getattr(layer, key), {}) for key in keys}
+    elif type(layer) in PADS:
+        kwargs = PADS[type(layer)](layer)
+        name, rest = "pad", [_plain(kwargs.pop("pad"), {})]
     if rest is None:
         return None
     return {"op": name, "args": [*args, *rest], "kwargs": kwargs}

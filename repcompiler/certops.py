@@ -31,12 +31,16 @@ LAYOUT: dict[str, Callable[..., Tensor]] = {
     "cat": torch.cat,
     "contiguous": Tensor.contiguous,
     "flatten": torch.flatten,
+    "moveaxis": torch.moveaxis,
+    "movedim": torch.movedim,
     "narrow": torch.narrow,
     "pad": F.pad,
     "permute": Tensor.permute,
     "reshape": Tensor.reshape,
     "squeeze": torch.squeeze,
     "stack": torch.stack,
+    "swapaxes": torch.swapaxes,
+    "swapdims": torch.swapdims,
     "transpose": torch.transpose,
     "unflatten": Tensor.unflatten,
     "unsqueeze": torch.unsqueeze,
@@ -89,6 +93,7 @@ def bound_of(
             than 2 `MOST` numbers. Only then does running them need the memory.
     """
     made: list[Sized] = []
+    total = 0
     sources = [Sized(torch.empty(*size, device="meta"), 0) for size in sizes]
     for op in ops:
         args = [_value(arg, sources, made) for arg in op.get("args", ())]
@@ -100,7 +105,8 @@ def bound_of(
             continue
         plain = [_unsized(arg) for arg in args]
         made.append(Sized(apply(op, plain, *held), _length(op, args, *held)))
-        if sum(part.value.numel() for part in made) > 2 * MOST:
+        total += made[-1].value.numel()
+        if total > 2 * MOST:
             raise ValueError(f"its ops make more than {2 * MOST} numbers")
     unit = torch.finfo(dtype).eps / 2
     reach = (made[-1].length if made else 0) * unit

@@ -69,10 +69,6 @@ _TRANSPOSED_MODULE = Rule(rules.transposed, attributes=_transposed_attributes)
 _NORM_MODULE = Rule(rules.batch_norm, attributes=_norm_attributes)
 _DROPOUT_MODULE = Rule(rules.unchanged, attributes=_attributes("training"))
 _DROPOUT = Rule(rules.unchanged, "input p training inplace", given={"training": True})
-_CONSTANT_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("constant"))
-_REFLECTION_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("reflect"))
-_REPLICATION_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("replicate"))
-_CIRCULAR_PAD_MODULE = Rule(pools.pad, attributes=_pad_attributes("circular"))
 _RESIZE_MODULE = Rule(layout.resize, attributes=_attributes("mode"))
 _ADD = Rule(rules.add, "input other")
 _SUB = Rule(rules.sub, "input other")
@@ -89,6 +85,20 @@ _CONVOLUTION = Rule(
 _SAME = Rule(rules.unchanged, "input")
 _NO_ARGUMENTS = Rule(rules.unchanged, "input", attributes=_attributes())
 
+# What each pad module pads with: as `F.pad` takes it.
+PADS: dict[Any, Callable[[nn.Module], dict[str, Any]]] = {
+    kind: _pad_attributes(mode)
+    for mode, kinds in {
+        "constant": (
+            *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+            *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+        ),
+        "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+        "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+        "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    }.items()
+    for kind in kinds
+}
 _MODULES: dict[Any, Rule] = {
     nn.Conv1d: _CONV_MODULE,
     nn.Conv2d: _CONV_MODULE,
@@ -115,21 +125,7 @@ _MODULES: dict[Any, Rule] = {
     nn.AdaptiveAvgPool2d: Rule(
         layout.adaptive_pool, attributes=_attributes(), given={"spatial": 2}
     ),
-    nn.ZeroPad1d: _CONSTANT_PAD_MODULE,
-    nn.ZeroPad2d: _CONSTANT_PAD_MODULE,
-    nn.ZeroPad3d: _CONSTANT_PAD_MODULE,
-    nn.ConstantPad1d: _CONSTANT_PAD_MODULE,
-    nn.ConstantPad2d: _CONSTANT_PAD_MODULE,
-    nn.ConstantPad3d: _CONSTANT_PAD_MODULE,
-    nn.ReflectionPad1d: _REFLECTION_PAD_MODULE,
-    nn.ReflectionPad2d: _REFLECTION_PAD_MODULE,
-    nn.ReflectionPad3d: _REFLECTION_PAD_MODULE,
-    nn.ReplicationPad1d: _REPLICATION_PAD_MODULE,
-    nn.ReplicationPad2d: _REPLICATION_PAD_MODULE,
-    nn.ReplicationPad3d: _REPLICATION_PAD_MODULE,
-    nn.CircularPad1d: _CIRCULAR_PAD_MODULE,
-    nn.CircularPad2d: _CIRCULAR_PAD_MODULE,
-    nn.CircularPad3d: _CIRCULAR_PAD_MODULE,
+    **{kind: Rule(pools.pad, attributes=reads) for kind, reads in PADS.items()},
     nn.Flatten: Rule(layout.reshape, attributes=_attributes()),
     nn.Unflatten: Rule(layout.reshape, attributes=_attributes()),
     nn.Upsample: _RESIZE_MODULE,

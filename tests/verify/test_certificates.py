@@ -263,6 +263,43 @@ def test_a_region_with_views_that_sizes_are_asked_of_is_re_verified():
     assert check((net, result.model, document)).problems == []
 
 
+PADDED = {
+    "mirrored": nn.ReflectionPad2d((1, 2, 0, 1)),
+    "repeated": nn.ReplicationPad2d(1),
+    "wrapped": nn.CircularPad2d(1),
+    "resized": nn.UpsamplingNearest2d(scale_factor=2),
+}
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_modules_between_a_norm_and_its_conv_are_re_verified(kind):
+    net = randomise(
+        nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4), PADDED[kind], nn.Conv2d(4, 6, 3))
+    ).float()
+    result = rc.fuse(net, (draw(INPUT).float(),), certify=True)
+    assert result.report.ops.after_by_type["batch_norm"] == 0
+    document = json.loads(json.dumps(result.certificate))
+    assert len(document["regions"]) == 1
+    found = check((net, result.model, document))
+    assert found.problems == [] and found.open == []
+
+
+def test_an_axis_that_was_moved_is_re_verified():
+    class Moved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(torch.movedim(self.norm(x.relu()), 1, -1))
+
+    net = randomise(Moved()).float()
+    result = rc.fuse(net, (draw(INPUT).float(),), certify=True)
+    assert result.report.ops.after_by_type["batch_norm"] == 0
+    found = check((net, result.model, json.loads(json.dumps(result.certificate))))
+    assert found.problems == [] and found.open == []
+
+
 def test_the_command_writes_and_re_verifies_it(tmp_path, monkeypatch):
     from fastvit_cli import main
 
