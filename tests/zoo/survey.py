@@ -103,7 +103,8 @@ def survey_one(
         return
     model = model.eval() if package in TRAINED else randomise(model)
     with torch.no_grad():
-        model(*inputs)
+        if not _is_finite(model(*inputs)) and package not in TRAINED:
+            settle(model, inputs)
     clock, processor = time.perf_counter(), time.process_time()
     fused = repcompiler.fuse(model, inputs, samples=2 if first else 1)
     share = (time.process_time() - processor) / (time.perf_counter() - clock)
@@ -119,6 +120,29 @@ def survey_one(
     yield record
     if first:
         yield {**record, **through_the_other(fused.report, model, inputs)}
+
+
+def _is_finite(output: Any) -> bool:
+    from torch import Tensor
+    from torch.utils._pytree import tree_leaves
+
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return all(bool(leaf.isfinite().all()) for leaf in leaves)
+
+
+def settle(model: Any, inputs: tuple[Any, ...]) -> None:
+    """Give every norm the statistics of what reaches it: drawn ones let it overflow."""
+    from helpers import NORMS
+
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()
+    model(*inputs)
+    model.eval()
+    for norm, momentum in zip(norms, kept):
+        norm.momentum = momentum
 
 
 def compared(rivals: Mapping[str, Callable[[], Any]], *, every: bool) -> dict[str, Any]:

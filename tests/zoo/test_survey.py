@@ -9,7 +9,9 @@ from functools import partial
 import packages
 import pytest
 import survey
-from survey import compared, wanted
+import torch
+from helpers import randomise
+from survey import compared, settle, wanted
 from survey_report import best_peer, page
 from torch import Tensor, nn
 
@@ -137,6 +139,22 @@ def test_the_smallest_image_that_a_model_takes() -> None:
     assert image.shape == (1, 3, 98, 98)
     _, (image,) = packages.smallest(lambda: nn.Conv2d(3, 4, 3), (3, 64, 80))
     assert image.shape == (1, 3, 64, 80)
+
+
+def test_a_model_that_overflows_is_given_statistics_of_what_it_sees() -> None:
+    torch.manual_seed(0)
+    steps = [
+        step for _ in range(40) for step in (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    ]
+    model = randomise(nn.Sequential(*steps))
+    with torch.no_grad():
+        for step in model[1::2]:
+            step.running_var.fill_(1e-4)
+        x = torch.randn(2, 4, 6, 6)
+        assert not model(x).isfinite().all()
+        settle(model, (x,))
+        assert model(x).isfinite().all() and not model.training
+    assert model[1].momentum == 0.1 and model[1].running_mean.abs().min() > 0
 
 
 def test_peers_are_tried_strongest_first() -> None:
