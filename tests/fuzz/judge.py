@@ -54,7 +54,7 @@ class Model(nn.Module):
 BUILD = """
 
 def build():
-    torch.manual_seed({key})
+    torch.default_generator.manual_seed({key})
     torch.set_default_dtype(torch.{dtype})
     try:
         model = Model()
@@ -69,7 +69,7 @@ def build():
 
 
 def inputs(shape={shape}):
-    torch.manual_seed(sum(shape))
+    torch.default_generator.manual_seed(sum(shape))
     return tuple(torch.randn(shape, dtype=torch.{dtype}) for _ in range({count}))
 """
 TAIL = """

@@ -41,6 +41,8 @@ def target_text(target: Any) -> str:
         return "stochastic_depth"
     if target in WRITERS:
         return WRITERS[target]
+    if target is getattr:
+        return "getattr"
     name = target.__name__
     for home, prefix in ((F, "F"), (torch, "torch"), (operator, "operator")):
         if getattr(home, name, None) is target:
@@ -57,6 +59,8 @@ def module_text(module: nn.Module) -> str:
         names += ["divisor_override"] if hasattr(module, "divisor_override") else []
         settings = ", ".join(f"{n}={getattr(module, n)!r}" for n in names)
         text = f"{type(module).__name__}({settings})"
+    if isinstance(module, (nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)):
+        text = re.sub(r", mode='\w+'", "", text)  # which they do not take
     return f"nn.{text}"
 
 
