@@ -135,6 +135,8 @@ def _torchvision(name: str) -> Built:
     model = torchvision.models.get_model(name, weights=None, **keywords)
     home = type(model).__module__
     if "detection" in home:
+        if model.transform.fixed_size is None:  # else it makes every image 800 high
+            model.transform.min_size = (200,)
         return model, ([torch.rand(3, 200, 240)],)
     if "optical_flow" in home:
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
