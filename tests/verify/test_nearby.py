@@ -113,24 +113,33 @@ def test_what_does_not_jump_has_to_agree_beside_what_does() -> None:
 class Chaotic(nn.Module):
     """A logistic map, each step of which doubles what was rounded before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
+        self.steps = steps
         self.net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sigmoid())
 
     def forward(self, x):
         y = self.net(x)
-        for _ in range(35):
+        for _ in range(self.steps):
             y = 3.99 * y * (1 - y)
         return y
 
 
 def test_a_model_that_magnifies_its_rounding_is_judged_by_its_own() -> None:
     torch.manual_seed(0)
-    model = randomise(Chaotic()).float()
+    model = randomise(Chaotic(35)).float()
     report = rc.fuse(model, (torch.randn(2, 3, 8, 8),)).report
     equal = report.equivalence
     assert report.regions and equal.exactness is not None and equal.exactness > 1e-9
     assert equal.ok and "magnifies its own rounding" in equal.note
+
+
+def test_where_no_digits_are_left_nothing_is_called_equal() -> None:
+    torch.manual_seed(0)
+    model = randomise(Chaotic(90)).float()
+    equal = rc.fuse(model, (torch.randn(2, 3, 8, 8),)).report.equivalence
+    assert equal.verdict == "not comparable" and not equal.ok
+    assert "no digits are left" in equal.note
 
 
 @pytest.mark.parametrize("fault", [1e-6, 1e-9])

@@ -131,12 +131,16 @@ PEERS = ("timm", "torch", "both")
 
 
 def _families(done: Records) -> str:
-    """Ours beside every peer; only a family's first model was given to all three."""
-    rows = {
-        k: v
-        for k, v in done.items()
-        if k.startswith("timm:") and v["norms"][0] and set(PEERS) <= {*v["peers"]}
-    }
+    """Ours beside every peer, on the smallest model that was given to all three.
+
+    That is a family's first, and others where the strongest peer failed.
+    """
+    rows: Records = {}
+    for k, v in sorted(done.items(), key=lambda item: item[1]["params"]):
+        compared = v["norms"][0] and set(PEERS) <= {*v.get("peers", ())}
+        family = v["family"] not in {row["family"] for row in rows.values()}
+        if k.startswith("timm:") and compared and family:
+            rows[k] = v
     lines = [f"{len(rows)} models: {_sums(rows, 0)} ops before, ours {_sums(rows, 1)}."]
     for peer in PEERS:
         taken = {k: v for k, v in rows.items() if isinstance(v["peers"][peer], int)}

@@ -11,13 +11,16 @@ import pytest
 import survey
 import torch
 from helpers import randomise
-from survey import compared, settle, wanted
+from settling import settle
+from survey import compared, wanted
 from survey_report import best_peer, page
 from torch import Tensor, nn
 
 RECORD = {
     "stamp": "timm torch abc",
     "status": "equal",
+    "family": "a",
+    "params": 10,
     "door": "symbolic_trace",
     "ops": [10, 4],
     "norms": [3, 0],
@@ -72,8 +75,17 @@ def test_page_counts_what_was_captured_without_weights() -> None:
 
 def test_page_compares_every_peer_on_the_first_of_each_family() -> None:
     second = {**RECORD, "peers": {"both": 5}}
-    plain = {**RECORD, "norms": [0, 0]}
-    text = page({"timm:a": RECORD, "timm:b": second, "timm:c": plain, "smp:d": RECORD})
+    plain = {**RECORD, "norms": [0, 0], "family": "c"}
+    larger = {**RECORD, "params": 11}
+    text = page(
+        {
+            "timm:a": RECORD,
+            "timm:b": second,
+            "timm:c": plain,
+            "timm:0": larger,
+            "smp:d": RECORD,
+        }
+    )
     assert "1 models: 10 ops before, ours 4." in text
     assert "On the 0 that `torch` takes and keeps equal, it leaves 0 of 0" in text
     assert "On the 1 that `both` takes and keeps equal, it leaves 5 of 10" in text
