@@ -89,6 +89,7 @@ def survey_one(
     from leftovers import leftovers
     from op_counts import left_by, peers
     from packages import PACKAGES, TRAINED
+    from settling import is_finite, settle
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
