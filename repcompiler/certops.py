@@ -102,6 +102,7 @@ def bound_of(
             constant = _on_meta(tensors, op["constant"])
             assert constant is not None
             made.append(Sized(constant, 1))
+            total += constant.numel()
             continue
         plain = [_unsized(arg) for arg in args]
         made.append(Sized(apply(op, plain, *held), _length(op, args, *held)))

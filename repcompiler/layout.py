@@ -7,6 +7,7 @@ sum to one.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch.fx import Node
@@ -93,11 +94,9 @@ def transpose(op: Op) -> Lifted:
 
 def attribute(op: Op) -> Lifted:
     """x.mT is x with its last two axes swapped; no other attribute is a layout op."""
-    rank = op.facts.rank(op.input) if isinstance(op.input, Node) else None
-    if op.get("name") != "mT" or rank is None:
+    if op.args.get("name") != "mT":
         return Opaque()
-    rest = {axis: axis for axis in range(-rank, -2)}
-    return _carry(op, {**rest, -2: -1, -1: -2})
+    return transpose(replace(op, args={**op.args, "dim0": -2, "dim1": -1}))
 
 
 def movedim(op: Op) -> Lifted:

@@ -269,7 +269,7 @@ _LAYOUT: dict[Any, Rule] = {
     aten.swapaxes.default: _TRANSPOSE,
     aten.swapdims.default: _TRANSPOSE,
     getattr: Rule(layout.attribute, "input name"),
-    aten.mT.default: Rule(layout.attribute, "input", given={"name": "mT"}),
+    aten.mT.default: Rule(layout.transpose, given={"dim0": -2, "dim1": -1}),
     torch.permute: _PERMUTE,
     torch.movedim: _MOVE,
     torch.moveaxis: _MOVE,
