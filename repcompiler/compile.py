@@ -25,7 +25,7 @@ from repcompiler.errors import CaptureError, UnsupportedInput
 from repcompiler.invariants import check as check_invariants
 from repcompiler.lift import Rules, lift
 from repcompiler.limits import assert_limits
-from repcompiler.nearby import against_nearby, is_as_near, widened
+from repcompiler.nearby import against_nearby, against_nearby64, widened
 from repcompiler.operators import RULES
 from repcompiler.part import Signature
 from repcompiler.parts import Pipeline
@@ -50,8 +50,6 @@ from repcompiler.whole import DOOR, fuse_parts
 
 STAGES = ("capture", "lift", "compose", "select", "lower", "verify", "report")
 SAMPLES = 4
-# Of a model that magnifies its rounding, three digits have to be left to compare.
-MOST_MAGNIFIED = 1e-3
 Inputs = Sequence[Any] | Mapping[str, Any] | torch.Tensor
 
 
@@ -353,33 +351,11 @@ def _against_capture(
     if error > EXACT:
         error = exactness(widened(plain.module), widened(fused64), batches)
     if error > EXACT:
-        return _against_nearby64(state, verdict, fused64, batches)
+        if not isinstance(state.model, nn.Module):
+            return verdict
+        return against_nearby64(state.model, fused64, batches, verdict)
     note = "the model fixes a dtype of its own: exactness is against the captured graph"
     return replace(verdict, ok=True, verdict="equal", exactness=error, note=note)
-
-
-def _against_nearby64(
-    state: State,
-    verdict: VerifyReport,
-    fused64: nn.Module,
-    batches: Sequence[tuple[Any, ...]],
-) -> VerifyReport:
-    """Judge by what float64 can tell, where the model magnifies even its roundings.
-
-    Each region was compared by itself, to 1e-9 of what it adds up, so no fault hides
-    behind what comes after it. Where the output has no digits left, nothing is told.
-    """
-    model = state.model
-    if not isinstance(model, nn.Module) or not is_as_near(model, fused64, batches):
-        return verdict
-    note = (
-        "the model magnifies its own rounding: in float64 its output moves as far when "
-        f"inputs and weights move by {MAX_ERROR_RATIO:g} roundings"
-    )
-    if (verdict.exactness or 0.0) <= MOST_MAGNIFIED:
-        return replace(verdict, ok=True, verdict="equal", note=note)
-    note += ", and no digits are left to compare; each region is equal by itself"
-    return replace(verdict, verdict="not comparable", note=note)
 
 
 def _report(state: State) -> None:
