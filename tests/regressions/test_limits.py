@@ -172,7 +172,6 @@ def test_sizes_that_nest_too_deep_are_left_fixed() -> None:
         return x if x.shape[2] > 1 else net.head(x)
 
     model = randomise(Asks(nested))
-    torch.manual_seed(0)
     result = rc.fuse(model, (draw((2, 4, 40, 40)),), capture="export")
     assert result.report.equivalence.verdict == "equal"
     assert_same(model, result.model, [(draw((5, 4, 40, 40)),)])

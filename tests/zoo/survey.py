@@ -102,13 +102,14 @@ def survey_one(
     if parameters > most:
         yield {"status": "too large", "params": parameters}
         return
-    model = model.eval() if package in TRAINED else randomise(model)
+    drawn = package not in TRAINED
+    model = randomise(model) if drawn else model.eval()
     with torch.no_grad():
         finite = is_finite(model(*inputs))
-    if not finite and package not in TRAINED:
+    if drawn and not finite:
         settle(model, inputs)
     fused, share = _fused(model, inputs, 2 if first else 1)
-    if MAGNIFIES in fused.report.equivalence.note and package not in TRAINED:
+    if drawn and MAGNIFIES in fused.report.equivalence.note:
         settle(model, inputs)
         fused, share = _fused(model, inputs, 2 if first else 1)
     record = {
