@@ -52,7 +52,6 @@ class Captured:
         baked: constants that tracing made, which the model does not own.
         mutated: nodes that are written in place in a way that could not be undone.
         inputs: the example inputs, flat, in the order of the placeholders; or None.
-        notes: sentences for the report.
     """
 
     module: GraphModule
@@ -62,7 +61,6 @@ class Captured:
     baked: frozenset[str] = frozenset()
     mutated: frozenset[fx.Node] = frozenset()
     inputs: tuple[Any, ...] | None = None
-    notes: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -218,10 +216,9 @@ def _finish(
         door=door,
         exact=cleaned.exact,
         frozen=cleaned.frozen,
-        baked=baked,
+        baked=cleaned.baked,
         mutated=cleaned.mutated,
         inputs=flat,
-        notes=cleaned.notes,
         limits=module.meta.get("limits", Limits()),
     )
 

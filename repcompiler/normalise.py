@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Clean:
     exact: Mapping[str, Tensor]
     frozen: frozenset[str]
     mutated: frozenset[Node]
-    notes: tuple[str, ...] = ()
+    baked: frozenset[str]
 
 
 def clean(
@@ -54,10 +54,11 @@ def clean(
     plain_norms(module)
     mark_foreign_writes(module, inputs)
     frozen, mutated = functionalise(module)
-    exact = fold_constants(module, frozen, mutated, baked)
+    exact, made = fold_constants(module, frozen, mutated, baked)
     drop_dead(module)
     module.graph.lint()
-    return Clean(module, exact, frozen, mutated & frozenset(module.graph.nodes))
+    mutated &= frozenset(module.graph.nodes)
+    return Clean(module, exact, frozen, mutated, baked | made)
 
 
 GUARDS = frozenset(
@@ -159,6 +160,11 @@ def is_write(node: Node) -> bool:
 _RANDOM = frozenset(
     "rand randn randint bernoulli normal dropout rand_like randn_like".split()
 )
+# What these give depends on their arguments alone.
+_MADE = frozenset(
+    "arange linspace logspace full zeros ones eye scalar_tensor tril_indices "
+    "triu_indices".split()
+)
 
 
 def fold_constants(
@@ -166,53 +172,90 @@ def fold_constants(
     frozen: frozenset[str],
     mutated: frozenset[Node],
     baked: frozenset[str] = frozenset(),
-) -> dict[str, Tensor]:
-    """Replace values that depend on parameters alone; returns their float64 values."""
+) -> tuple[dict[str, Tensor], frozenset[str]]:
+    """Replace values that depend on parameters alone, or on nothing.
+
+    Returns their float64 values by name, and which of them no cast of the model reaches
+    because no parameter is in them: what `arange` gives keeps its own dtype.
+    """
     known: dict[Node, Any] = {}
     stored: dict[Node, Any] = {}  # the same on the meta device, in the model's dtypes
+    cast: set[Node] = set()  # those that follow the model's dtype
     for node in module.graph.nodes:
         if node.op == "get_attr":
             value = fetch(module, str(node.target))
             if isinstance(value, Tensor) and str(node.target) not in frozen:
                 own = str(node.target) not in baked
                 known[node] = _as_double(value) if own else value
+                cast.update([node] if own else [])
                 stored[node] = torch.empty_like(value, device="meta")
         elif _foldable(node, known, module) and node not in mutated:
-            result = _compute(node, known, module)
+            result = _compute(node, known, module, _in_double)
             if result is not None:
                 known[node] = result
-                plain = node.op != "call_module"  # which computes in float64
-                stored[node] = _compute(node, stored, module) if plain else None
+                stored[node] = _compute(node, stored, module, _on_meta)
+                follows = node.op == "call_module" or cast.intersection(
+                    node.all_input_nodes
+                )
+                cast.update([node] if follows else [])
     exact: dict[str, Tensor] = {}
+    made: set[str] = set()
     for node in list(known):
         if node.op != "get_attr" and isinstance(known[node], Tensor):
             if any(user not in known for user in node.users):
-                _replace(module, node, known, stored[node], exact)
-    return exact
+                name = _replace(module, node, known, stored[node], exact)
+                made.update([] if node in cast else [name])
+    return exact, frozenset(made)
 
 
 def _foldable(node: Node, known: Mapping[Node, Any], module: GraphModule) -> bool:
-    if node.op == "call_module":  # a weight that torch.nn.utils computes
+    inputs = node.all_input_nodes
+    if any(i not in known for i in inputs):
+        return False
+    if node.op == "call_module":
         leaf = module.get_submodule(str(node.target))
-        return isinstance(leaf, ParametrizationList) and not is_hooked(leaf)
+        if isinstance(leaf, ParametrizationList):  # a weight that torch.nn.utils makes
+            return not is_hooked(leaf)
+        return bool(inputs) and _is_function(leaf)
     if node.op not in ("call_function", "call_method") or is_write(node):
         return False
-    inputs = node.all_input_nodes
-    return (
-        bool(inputs)
-        and all(i in known for i in inputs)
-        and op_name(node) not in _RANDOM
-    )
+    if not inputs:  # not what the caller is given, who may write to it
+        returned = any(user.op == "output" for user in node.users)
+        return op_name(node) in _MADE and not returned
+    return op_name(node) not in _RANDOM
 
 
-def _compute(node: Node, known: Mapping[Node, Any], module: GraphModule) -> Any:
+def _is_function(leaf: nn.Module) -> bool:
+    """Whether it is torch's own module, and a call does nothing but compute.
+
+    No module is in train mode, in which some are random (see `capture.require_eval`).
+    """
+    parts = list(leaf.modules())
+    own = all(type(part).__module__.startswith("torch.nn.modules.") for part in parts)
+    return own and not any(map(is_hooked, parts))
+
+
+def _in_double(leaf: nn.Module) -> nn.Module:
+    return leaf.double()
+
+
+def _on_meta(leaf: nn.Module) -> nn.Module:
+    return leaf.to("meta")
+
+
+def _compute(
+    node: Node,
+    known: Mapping[Node, Any],
+    module: GraphModule,
+    convert: Callable[[nn.Module], nn.Module],
+) -> Any:
     try:
         args: Any = map_arg(node.args, known.__getitem__)
         kwargs: Any = map_arg(node.kwargs, known.__getitem__)
         with torch.no_grad():
             if node.op == "call_module":
                 leaf = copy.deepcopy(module.get_submodule(str(node.target)))
-                return leaf.double()()
+                return convert(leaf)(*args, **kwargs)
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             assert callable(node.target)
@@ -239,8 +282,11 @@ def _replace(
     known: Mapping[Node, Any],
     like: Any,
     exact: dict[str, Tensor],
-) -> None:
-    """Put a constant for the node, of the dtype that the model computes (`like`)."""
+) -> str:
+    """Put a constant for the node, of the dtype that the model computes (`like`).
+
+    Returns its name.
+    """
     name = f"folded_{len(exact)}"
     while hasattr(module, name):
         name += "_"
@@ -262,6 +308,7 @@ def _replace(
     for user in list(node.users):
         if user not in known:
             user.replace_input_with(node, constant)
+    return name
 
 
 def _narrowed(value: Tensor, dtype: torch.dtype | None) -> Tensor:

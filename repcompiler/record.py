@@ -54,7 +54,6 @@ def make_report(state: State) -> FuseReport:
         kept=tuple(_kept(state)),
         equivalence=state.equivalence or VerifyReport(False, "not checked"),
         seconds=seconds,
-        notes=state.captured.notes,
     )
 
 
