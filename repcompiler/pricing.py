@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf, prod
+from math import inf, isclose, nan, prod
 
 from torch.fx import Graph, Node
 
@@ -58,7 +58,8 @@ class Pricing:
         own = self.lifted[node]
         numbers, shape = self.numbers[node], self.facts.shape(node)
         if isinstance(own, Carry):
-            return self._step(own.step)
+            source = own.step.node.all_input_nodes[0]
+            return self._step(own.step, self.numbers.get(source, numbers))
         if isinstance(own, Bundle):
             return 0.0
         if isinstance(own, Stack):
@@ -124,12 +125,19 @@ class Pricing:
         inputs = [self.numbers[i] for i in node.all_input_nodes if i in self.numbers]
         return max(inputs, default=NOMINAL_NUMBERS)
 
-    def _step(self, step: Step) -> float:
+    def _share(self, step: Step) -> float:
+        """How many numbers a step gives for each one that it is given.
+
+        Its node says so, and may do the step to a value of another number of channels.
+        """
+        given = self.numbers.get(step.node.all_input_nodes[0], NOMINAL_NUMBERS)
+        return self.numbers.get(step.node, given) / given
+
+    def _step(self, step: Step, given: float) -> float:
+        """What it costs to do the step to a value of so many numbers."""
         if not step.computes:
             return 0.0
-        numbers = self.numbers.get(step.node, NOMINAL_NUMBERS)
-        source = step.node.all_input_nodes[0]
-        return cost.elementwise_cost((numbers + self.numbers.get(source, numbers)) / 2)
+        return cost.elementwise_cost(given * (1 + self._share(step)) / 2)
 
     def _sum(
         self,
@@ -142,9 +150,11 @@ class Pricing:
         carried = meaning.bias is None
         for place, term in enumerate(meaning.terms):
             ops.update(self._before(term))
-            for step in term.after:
+            given = result[0]
+            for step in reversed(term.after):
+                given /= self._share(step)
                 if step.computes:
-                    ops[label, place, step] = self._step(step)
+                    ops[label, place, step] = self._step(step, given)
             if isinstance(term.map, Diagonal) and term.map.is_identity:
                 continue
             carried = True
@@ -158,21 +168,31 @@ class Pricing:
     def _before(self, term: Term) -> Ops:
         """What is done to a source first: the same op for every value that needs it."""
         ops: Ops = {}
+        given = self.numbers.get(term.source, NOMINAL_NUMBERS)
         for place, step in enumerate(term.before, start=1):
             if step.computes:
-                ops[term.source, term.before[:place]] = self._step(step)
+                ops[term.source, term.before[:place]] = self._step(step, given)
+            given *= self._share(step)
         return ops
 
     def _work(self, term: Term, numbers: float) -> Work:
         """Where a term's map runs: before a mean or a resize, at its input's size."""
         map = term.map
-        steps = (step for step in term.after if step.computes)
-        inner = next((step.node.all_input_nodes[0] for step in steps), None)
-        outputs = numbers if inner is None else self.numbers.get(inner, numbers)
-        inputs = self.numbers.get(_source(term), NOMINAL_NUMBERS)
+        outputs = numbers / prod(self._share(step) for step in term.after)
+        inputs = self._read(term)[0]
         if isinstance(map, Diagonal):
             return Work(outputs, inputs)
         return Work(outputs / map.out_channels, inputs / map.in_channels)
+
+    def _read(self, term: Term) -> tuple[float, Shape | None]:
+        """The value that a term's map reads: its numbers, its shape where known."""
+        own = self.numbers.get(term.source, NOMINAL_NUMBERS)
+        if not term.before:
+            return own, self.facts.shape(term.source)
+        numbers = own * prod(self._share(step) for step in term.before)
+        last = term.before[-1].node
+        alike = isclose(numbers, self.numbers.get(last, nan))
+        return numbers, self.facts.shape(last) if alike else None
 
     def _term(
         self, term: Term, meaning: Meaning, size: tuple[Work, float, Shape | None]
@@ -183,10 +203,5 @@ class Pricing:
             return self.prices.elementwise(*size[1:])
         if isinstance(map, Window) and not map.fixed:
             return inf  # nothing proves the number of channels: a conv would fix it
-        read = self.facts.shape(_source(term))
-        return self.prices.map(map, size[0], meaning.channels or map.channels, read)
-
-
-def _source(term: Term) -> Node:
-    """What a term's map reads."""
-    return term.before[-1].node if term.before else term.source
+        channels = meaning.channels or map.channels
+        return self.prices.map(map, size[0], channels, self._read(term)[1])
