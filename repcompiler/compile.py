@@ -343,19 +343,22 @@ def _against_capture(
     rewrite has to equal, and the model in its own dtype what the error ratio has to
     answer to. Where both cast values to a narrower dtype, neither does.
     """
-    assert state.facts is not None
-    if verdict.verdict != "different" or (verdict.error_ratio or 0.0) > MAX_ERROR_RATIO:
+    assert state.facts is not None and state.rewritten is not None
+    if verdict.verdict != "different":
         return verdict
-    plain = _rewritten(state, (), torch.float64)
-    error = exactness(plain.module, fused64, batches)
-    if error > EXACT:
-        error = exactness(widened(plain.module), widened(fused64), batches)
-    if error > EXACT:
-        if not isinstance(state.model, nn.Module):
-            return verdict
-        return against_nearby64(state.model, fused64, batches, verdict)
-    note = "the model fixes a dtype of its own: exactness is against the captured graph"
-    return replace(verdict, ok=True, verdict="equal", exactness=error, note=note)
+    if (verdict.error_ratio or 0.0) <= MAX_ERROR_RATIO:
+        plain = _rewritten(state, (), torch.float64)
+        error = exactness(plain.module, fused64, batches)
+        if error > EXACT:
+            error = exactness(widened(plain.module), widened(fused64), batches)
+        if error <= EXACT:
+            note = "the model fixes a dtype of its own: exactness is against the graph"
+            equal = replace(verdict, ok=True, verdict="equal", note=note)
+            return replace(equal, exactness=error)
+    if not isinstance(state.model, nn.Module):
+        return verdict
+    fused = state.rewritten.module
+    return against_nearby64(state.model, fused, fused64, batches, verdict)
 
 
 def _report(state: State) -> None:

@@ -96,8 +96,10 @@ def _source_shape(
 ) -> tuple[int, ...] | None:
     axis = term.map.axis if term.map.axis is not None else meaning.axis
     rank = facts.rank(term.source) or facts.rank(value)
-    if axis is None:  # one number for all channels: any shape shows the same
-        return (len(PROBE_SCALES), *FREE)[: rank or 2]
+    if axis is None:  # one number for all channels: any shape that fits shows the same
+        first, *others = (len(PROBE_SCALES), *FREE)[: rank or 2]
+        given = [facts.lasting_size(term.source, i + 1) for i in range(len(others))]
+        return (first, *(size or free for size, free in zip(given, others)))
     spatial = -axis - 1
     rank = max(rank or spatial + 2, spatial + 1)
     channels = _channels(term, meaning, facts, axis)

@@ -15,6 +15,7 @@ from equality import (
     norms,
     ops,
     randomise,
+    reasons,
 )
 from torch import Tensor, nn
 
@@ -304,3 +305,10 @@ def test_a_part_without_channels(door):
     result = rc.fuse(net, batches[0], capture=door)
     assert result.report.equivalence.ok
     assert_same(net, result.model, batches)
+
+
+def test_a_slice_of_all_channels_is_the_value_itself():
+    """The probe of the region takes as many channels as the slice has numbers for."""
+    net = Net(lambda s, x: x[..., -2:].add(x))
+    result = check(net, [(2, 2), (5, 2)], blind=False)
+    assert not reasons(result)

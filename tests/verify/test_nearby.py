@@ -11,7 +11,7 @@ from equality import randomise
 from torch import nn
 
 import repcompiler as rc
-from repcompiler.nearby import against_nearby, is_as_near
+from repcompiler.nearby import against_nearby, against_nearby64, is_as_near
 from repcompiler.verify import MAX_ERROR_RATIO, compare
 
 
@@ -152,3 +152,19 @@ def test_a_fault_is_not_hidden_where_little_is_magnified(fault: float) -> None:
     with torch.no_grad():
         next(wide.parameters()).mul_(1 + fault)
     assert not is_as_near(model, wide, [batch])
+
+
+@pytest.mark.parametrize(("fault", "equal"), [(0.0, True), (1e-3, False)])
+def test_its_own_dtype_is_looked_at_too_where_float64_has_digits(fault, equal) -> None:
+    """SE-ResNet-152: by chance the original's own error was small for its kind."""
+    torch.manual_seed(0)
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()))
+    batch = (torch.randn(2, 3, 8, 8),)
+    model = model.float()
+    fused = rc.fuse(model, batch, verify=False).model
+    with torch.no_grad():
+        next(fused.parameters()).mul_(1 + fault)
+    far = rc.verify(model, model, batch)
+    far = replace(far, ok=False, verdict="different", exactness=1e-8, error_ratio=99.0)
+    wide = copy.deepcopy(model).double()
+    assert against_nearby64(model, fused, wide, [batch], far).ok is equal
