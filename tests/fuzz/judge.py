@@ -13,13 +13,15 @@ import copy
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from grammar import Script
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as symbolic_trace_module
 from torch.utils import _pytree as pytree
 
 import repcompiler as rc
@@ -192,6 +194,19 @@ def other_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(shapes))
 
 
+@contextmanager
+def _wrapping_undone() -> Generator[None, None, None]:
+    """Forget what programs gave to `fx.wrap`: every later trace would wrap it again."""
+    table: Any = symbolic_trace_module._wrapped_fns_to_patch
+    before = set(table)
+    try:
+        yield
+    finally:
+        for key in set(table) - before:
+            del table[key]
+
+
+@_wrapping_undone()
 def try_program(script: Script, mode: Mode, tally: Tally) -> Failure | None:
     """Fuse the program and compare; what went wrong, or None."""
     names = loaded(script)
