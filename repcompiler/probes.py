@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from repcompiler.affine import Axis, Diagonal, Meaning, Term, Transposed, Window
+from repcompiler.affine import (
+    Axis,
+    Diagonal,
+    Meaning,
+    Step,
+    Term,
+    Transposed,
+    Window,
+)
 from repcompiler.facts import Facts
 
 # Zero finds the bias, noise the map; the large and the small show what those two hide.
@@ -24,7 +32,10 @@ def probe_shapes(
     has_steps = any(term.before or term.after for term in meaning.terms)
     scatters = any(isinstance(term.map, Transposed) for term in meaning.terms)
     if has_steps or unread or (scatters and len(meaning.terms) > 1):
-        return _example_shapes((*meaning.sources, *unread), facts)
+        shapes = _example_shapes((*meaning.sources, *unread), facts)
+        permuted = not unread and all(_is_permuted(t, facts) for t in meaning.terms)
+        if shapes or not permuted:
+            return shapes
     spatial = max((len(_axes(term)) for term in meaning.terms), default=0)
     inside = [_inside(meaning, index) for index in range(spatial)]
     strided = any(axis.stride > 1 for term in meaning.terms for axis in _axes(term))
@@ -45,6 +56,22 @@ def probe_shapes(
         if (shape := _shapes(meaning, value, facts, outputs, rest)) is not None
     ]
     return list(dict.fromkeys(shapes))
+
+
+def _is_permuted(term: Term, facts: Facts) -> bool:
+    """Whether nothing is done to the source but that its axes change places."""
+    every = set(range(-(facts.rank(term.source) or 0), 0))
+    moves = [(set(step.axes), set(step.axes.values())) for step in term.before]
+    cut = any(step.cuts or step.computes for step in term.before)
+    return all(a == b == every for a, b in moves) and not (cut or term.after)
+
+
+def _unpermuted(shape: tuple[int, ...], steps: tuple[Step, ...]) -> tuple[int, ...]:
+    """The shape of the source that permutations give this one of."""
+    for step in reversed(steps):
+        places = range(-len(shape), 0)
+        shape = tuple(shape[step.axes.get(place, place)] for place in places)
+    return shape
 
 
 def _inside(meaning: Meaning, index: int) -> int:
@@ -81,6 +108,7 @@ def _shapes(
     found: dict[Node, tuple[int, ...]] = {}
     for term in meaning.terms:
         shape = _source_shape(term, meaning, value, facts, outputs, rest)
+        shape = shape and _unpermuted(shape, term.before)
         if shape is None or found.setdefault(term.source, shape) != shape:
             return None
     return tuple(found.values())

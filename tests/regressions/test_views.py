@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from equality import Net, check, conv, draw, images, norms, ops, randomise, reasons
+from equality import (
+    Net,
+    assert_same,
+    check,
+    conv,
+    draw,
+    images,
+    norms,
+    ops,
+    randomise,
+    reasons,
+)
 from torch import Tensor, nn
 
 import repcompiler as rc
@@ -298,3 +309,17 @@ def test_call_that_is_there_for_what_it_writes_stays():
     assert result.report.capture == "symbolic_trace"
     assert result.report.equivalence.ok, result.report.equivalence
     assert torch.equal(net(x), result.model(x))
+
+
+def test_a_conv_behind_swapped_axes_is_fused_without_an_example():
+    """Its probes are shaped for the source, whose axes stand in other places."""
+    net = Net(
+        lambda s, x: s.norm(s.conv(x.transpose(1, 3))).relu(),
+        conv=nn.Conv2d(3, 5, (1, 3), bias=False),
+        norm=nn.BatchNorm2d(5),
+    )
+    randomise(net)
+    result = rc.fuse(net)
+    assert not reasons(result) and norms(result.model) == 0
+    for shape in ((2, 6, 7, 3), (1, 3, 4, 3)):
+        assert_same(net, result.model, [(draw(shape),)])
