@@ -51,6 +51,7 @@ class Captured:
         frozen: attributes that the graph itself writes, which are no constants.
         baked: constants that tracing made, which the model does not own.
         mutated: nodes that are written in place in a way that could not be undone.
+        own_results: places among the results of what each call makes anew.
         inputs: the example inputs, flat, in the order of the placeholders; or None.
     """
 
@@ -60,6 +61,7 @@ class Captured:
     frozen: frozenset[str] = frozenset()
     baked: frozenset[str] = frozenset()
     mutated: frozenset[fx.Node] = frozenset()
+    own_results: frozenset[int] = frozenset()
     inputs: tuple[Any, ...] | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -218,6 +220,7 @@ def _finish(
         frozen=cleaned.frozen,
         baked=cleaned.baked,
         mutated=cleaned.mutated,
+        own_results=cleaned.own_results,
         inputs=flat,
         limits=module.meta.get("limits", Limits()),
     )

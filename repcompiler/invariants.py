@@ -17,8 +17,8 @@ from repcompiler.compose import MOST_STACKED, MOST_TERMS
 from repcompiler.facts import op_name
 from repcompiler.lift import Affine, Bundle, Carry, Lifted, Stack
 from repcompiler.limits import LIMIT
-from repcompiler.mutation import written
-from repcompiler.normalise import GUARDS, is_write
+from repcompiler.mutation import is_write, written
+from repcompiler.normalise import GUARDS
 from repcompiler.state import State
 
 Violations = Iterable[object]

@@ -22,6 +22,7 @@ from torch.fx import GraphModule, Node
 
 from repcompiler.facts import Facts, op_name
 from repcompiler.lift import is_hooked
+from repcompiler.limits import LIMIT
 
 _OPERATORS: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -46,8 +47,9 @@ _VIEWS = frozenset(
     "feature_alpha_dropout einsum bfloat16 type cpu cuda real conj resolve_conj "
     "resolve_neg ravel moveaxis mT adjoint diagonal unsafe_chunk unsafe_split hsplit "
     "vsplit dsplit broadcast_to atleast_1d atleast_2d atleast_3d view_as_real "
-    "view_as_complex pixel_shuffle pixel_unshuffle channel_shuffle sum_to_size "
-    "to_dense broadcast_tensors meshgrid cfloat cdouble coalesce".split()
+    "view_as_complex long int short byte char bool chalf pixel_shuffle "
+    "pixel_unshuffle channel_shuffle sum_to_size to_dense broadcast_tensors meshgrid "
+    "cfloat cdouble coalesce asarray as_tensor cartesian_prod".split()
 )
 _VIEW_MODULES = (
     *(nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle),
@@ -126,6 +128,27 @@ def written(node: Node, module: GraphModule) -> Node | None:
     return first if _is_inplace(node) and isinstance(first, Node) else None
 
 
+def is_write(node: Node) -> bool:
+    """Whether the node has an effect beside its value."""
+    if node.meta.get("writes") or LIMIT in node.meta:
+        return True  # `mutation` found that the write has to stay; or an assertion
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    schema = getattr(node.target, "_schema", None)
+    name = op_name(node)
+    return bool(schema is not None and schema.is_mutable) or name == "setitem"
+
+
+def written_names(module: GraphModule) -> set[str]:
+    """The tensors of the module that its graph writes to, by name."""
+    nodes = list(module.graph.nodes)
+    writes = {node: target for node in nodes if (target := written(node, module))}
+    targets = {*writes.values(), *(t for n in nodes for t in _written_in_lists(n))}
+    groups = _alias_groups(nodes, module, writes) if targets else {}
+    members = {member for target in targets for member in groups[target]}
+    return {str(member.target) for member in members if member.op == "get_attr"}
+
+
 def _written_in_lists(node: Node) -> list[Node]:
     """What an op overwrites that takes lists of tensors (`_foreach_add_`)."""
     first = node.args[0] if node.args else None
@@ -165,7 +188,7 @@ def _alias_groups(
     groups: dict[Node, set[Node]] = {node: {node} for node in nodes}
     numbers = _numbers(nodes)
     for node in [node for node in nodes if node not in numbers]:
-        for source in set(_aliased(node, module, writes)) - numbers:
+        for source in set(aliased(node, module, writes)) - numbers:
             merged = groups[source] | groups[node]
             for member in merged:
                 groups[member] = merged
@@ -192,7 +215,8 @@ def _numbers(nodes: list[Node]) -> set[Node]:
     return numbers
 
 
-def _aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[Node]:
+def aliased(node: Node, module: GraphModule, writes: dict[Node, Node]) -> list[Node]:
+    """The operands whose memory a value may share."""
     if node in writes:
         return [writes[node]]
     if node.op == "call_module":

@@ -126,7 +126,7 @@ def _source_shape(
     rank = facts.rank(term.source) or facts.rank(value)
     if axis is None:  # one number for all channels: any shape that fits shows the same
         first, *others = (len(PROBE_SCALES), *FREE)[: rank or 2]
-        given = [facts.lasting_size(term.source, i + 1) for i in range(len(others))]
+        given = [facts.lasting_size(value, i) for i in range(-len(others), 0)]
         return (first, *(size or free for size, free in zip(given, others)))
     spatial = -axis - 1
     rank = max(rank or spatial + 2, spatial + 1)

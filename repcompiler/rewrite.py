@@ -15,7 +15,7 @@ from torch.fx import Graph, GraphModule, Node
 from repcompiler.facts import Facts, fetch, parameters_of
 from repcompiler.inplace import restore_writes
 from repcompiler.lower import CHANNELS_LAST, Emitter, Target
-from repcompiler.normalise import is_write
+from repcompiler.mutation import is_write
 from repcompiler.opening import Opened, close_norms
 from repcompiler.regions import Rewrite, assemble
 

@@ -24,6 +24,7 @@ from repcompiler.errors import CaptureError, first_line
 from repcompiler.held import Held
 from repcompiler.lift import is_hooked
 from repcompiler.limits import LIMIT
+from repcompiler.mutation import written_names
 from repcompiler.partial import op_name
 
 
@@ -83,6 +84,7 @@ class _Tracer(fx.Tracer):
         self._names: dict[int, str] = {}
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             self._names.setdefault(id(tensor), name)
+        self.own_names = frozenset(self._names.values())
         return super().trace(root, concrete_args)
 
     def create_arg(self, a: Any) -> Any:
@@ -164,7 +166,11 @@ def symbolic(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
                 raise CaptureError("forward writes to a buffer")
             if arguments:
                 _hold_bound(graph, arguments)
-            return GraphModule(tracer.root, graph, type(model).__name__)
+            traced = GraphModule(tracer.root, graph, type(model).__name__)
+            made = written_names(traced) - tracer.own_names
+            if any(name.startswith("_tensor_constant") for name in made):
+                raise CaptureError("forward writes to a tensor that it makes itself")
+            return traced
         except Exception as error:  # the model's own code runs here
             errors.append(error)
         finally:

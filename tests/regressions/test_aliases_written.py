@@ -94,3 +94,18 @@ def test_write_into_a_list(door: str) -> None:
         return s.norm(y) + z
 
     both(randomise(Net(forward, conv=conv(), norm=nn.BatchNorm2d(4))), door)
+
+
+def test_a_cast_that_changes_nothing_is_the_value_itself():
+    """`x.long()` of an int64 tensor is x."""
+
+    def run(s, ids):
+        moved = ids + 1
+        same = moved.long()
+        same -= 3
+        return s.rows(moved.clamp(0, 9))
+
+    net = Net(run, rows=nn.Embedding(20, 4)).eval()
+    fused = rc.fuse(net, (torch.full((1, 3), 15),)).model
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(fused(ids), net(ids))
