@@ -7,6 +7,11 @@ Stop
 
 from __future__ import annotations
 
+import re
+
+# What some libraries colour their messages with.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 
 class Stop(Exception):
     """Base of the two; shown as one line.
@@ -40,7 +45,7 @@ class JobFailed(Stop):
 
 def one_line(text: str, limit: int = 600) -> str:
     """The text without line breaks, shortened to `limit` characters."""
-    flat = " ".join(text.split())
+    flat = " ".join(_COLOURS.sub("", text).split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

@@ -140,6 +140,14 @@ def export_onnx(artefact: Artefact) -> Any:
     """
     import torch
 
+    for spec in artefact.program.graph_signature.output_specs:
+        value = getattr(spec.arg, "value", None)  # of a constant, which is no tensor
+        if value is not None:
+            raise JobFailed(
+                f"{artefact.card.source} cannot be written as ONNX: it returns "
+                f"{value!r}, and a graph returns tensors only.",
+                hint="Return tensors only, or write a .pt2.",
+            )
     names = {axis: torch.export.Dim(name) for axis, name in AXES.items()}
     shapes = tuple({axis: names[axis] for axis in axes} for axes in artefact.axes)
     try:
@@ -153,7 +161,8 @@ def export_onnx(artefact: Artefact) -> Any:
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise JobFailed(
-            f"{artefact.card.source} cannot be written as ONNX: {summary(error)}.",
+            f"{artefact.card.source} cannot be written as ONNX: "
+            f"{summary(error.__cause__ or error)}.",
             hint="A .pt2 holds any operator.",
         ) from error
     assert exported is not None

@@ -267,3 +267,20 @@ def test_a_certificate_nested_too_deep_is_refused(fastvit, folder, certified):
     result = fastvit("check", f"{source}:Base", out, "--certificate", "bad.json")
     assert result.code == 2
     assert "cannot be read" in result.error
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"), [("{'y': x, 'name': 'abc'}", "'abc'"), ("(x, 3)", "3")]
+)
+def test_a_graph_of_more_than_tensors_is_no_onnx_file(fastvit, folder, result, shown):
+    body = f"lambda s, x: {result.replace('x', 's[0](x)')}"
+    (folder / "more.py").write_text(
+        "from torch import nn\n"
+        f"Net = type('Net', (nn.Sequential,), {{'forward': {body}}})\n"
+        "build = lambda: Net(nn.Conv2d(3, 4, 1)).eval()\n"
+    )
+    found = fastvit("fuse", "more.py:build", "--input-size", "3x6x6", "-o", "x.onnx")
+    assert found.code == 1
+    assert f"it returns {shown}, and a graph returns tensors only" in found.err
+    assert found.err.count("\n") == 1 and "\x1b" not in found.err
+    assert not (folder / "x.onnx").exists()
