@@ -35,6 +35,7 @@ from repcompiler.limits import Limits, limits_of_program
 from repcompiler.normalise import Clean, clean
 from repcompiler.tracer import symbolic
 from repcompiler.trees import copied
+from repcompiler.verify import plain
 
 Model = nn.Module | torch.export.ExportedProgram
 DOORS = ("symbolic_trace", "export")
@@ -51,7 +52,6 @@ class Captured:
         frozen: attributes that the graph itself writes, which are no constants.
         baked: constants that tracing made, which the model does not own.
         mutated: nodes that are written in place in a way that could not be undone.
-        own_results: places among the results of what each call makes anew.
         inputs: the example inputs, flat, in the order of the placeholders; or None.
     """
 
@@ -61,7 +61,6 @@ class Captured:
     frozen: frozenset[str] = frozenset()
     baked: frozenset[str] = frozenset()
     mutated: frozenset[fx.Node] = frozenset()
-    own_results: frozenset[int] = frozenset()
     inputs: tuple[Any, ...] | None = None
     limits: Limits = field(default_factory=Limits)
 
@@ -220,7 +219,6 @@ def _finish(
         frozen=cleaned.frozen,
         baked=cleaned.baked,
         mutated=cleaned.mutated,
-        own_results=cleaned.own_results,
         inputs=flat,
         limits=module.meta.get("limits", Limits()),
     )
@@ -321,7 +319,7 @@ def randomise(tensors: Any) -> None:
 
 def _outputs(run: Callable[[], Any]) -> list[Tensor]:
     leaves = pytree.tree_leaves(run())
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

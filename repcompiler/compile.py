@@ -34,7 +34,6 @@ from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
 from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
 from repcompiler.report import FuseReport, VerifyReport
-from repcompiler.results import copy_results
 from repcompiler.rewrite import Rewritten, rewrite
 from repcompiler.select import select
 from repcompiler.state import State
@@ -263,7 +262,6 @@ def _lower(state: State) -> None:
     if state.check:
         _check_regions(state)
     state.rewritten = _rewritten(state, state.regions)
-    copy_results(state.rewritten.module, state.captured.own_results)
     assert_limits(state.rewritten.module, state.captured.limits)
     _keep_attributes(state)
 

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node, map_arg
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils import _pytree as pytree
 
+from repcompiler.aliases import is_foreign, is_view
 from repcompiler.facts import fetch, op_name
 from repcompiler.lift import is_hooked
 from repcompiler.mutation import is_write
@@ -114,13 +115,30 @@ def _leave_complex(known: dict[Node, _Known], module: GraphModule) -> None:
 
 # ---- their values ------------------------------------------------------------------
 
-# What a small change of an operand may change by a whole step.
-_STEPS = frozenset(
-    "round floor ceil trunc fix frac sign sgn heaviside signbit floor_divide floordiv "
-    "remainder fmod mod argmax argmin argsort sort msort topk kthvalue median "
-    "nanmedian mode searchsorted bucketize nonzero unique unique_consecutive histc "
-    "hardshrink threshold fake_quantize_per_tensor_affine quantize_per_tensor "
-    "fake_quantize_per_channel_affine quantize_per_channel".split()
+# Where the operands move a little, so does what these give; of any other op that is not
+# known. Of `max` and its like that holds for the values, not for the indices.
+_CONTINUOUS = frozenset(
+    "add sub rsub subtract mul multiply div divide truediv true_divide neg negative "
+    "pos positive pow square sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 "
+    "log10 sin cos tan tanh sinh cosh asin acos atan erf erfc sigmoid logsigmoid "
+    "softmax log_softmax logsumexp softplus softsign relu relu6 leaky_relu prelu elu "
+    "celu selu gelu silu mish hardtanh hardsigmoid hardswish clamp clamp_min "
+    "clamp_max clip abs absolute maximum minimum max min amax amin sum mean prod "
+    "cumsum cumprod var std var_mean std_mean norm vector_norm linalg_vector_norm "
+    "normalize weight_norm _weight_norm _weight_norm_interface cosine_similarity lerp "
+    "addcmul addcdiv where masked_fill deg2rad rad2deg matmul mm bmm addmm addmv "
+    "addbmm baddbmm einsum dot vdot mv outer ger inner tensordot kron linear bilinear "
+    "conv1d conv2d conv3d convolution conv_transpose1d conv_transpose2d "
+    "conv_transpose3d batch_norm layer_norm group_norm instance_norm "
+    "native_batch_norm native_layer_norm native_group_norm matrix_exp cat concat "
+    "concatenate stack hstack vstack dstack pad constant_pad_nd repeat tile "
+    "repeat_interleave flip roll rot90 index_select index gather take embedding tril "
+    "triu diag diag_embed diagonal fold unfold interpolate avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "max_pool1d max_pool2d max_pool3d clone zeros_like ones_like full_like new_zeros "
+    "new_ones new_full _to_copy complex polar fft ifft rfft irfft fft2 ifft2 rfft2 "
+    "irfft2 fftn ifftn rfftn irfftn fftshift ifftshift lift_fresh "
+    "lift_fresh_copy".split()
 )
 _STEP_MODULES = (nn.Hardshrink, nn.Threshold)
 
@@ -136,7 +154,7 @@ def _evaluate(
     random = any(map(_differs, before, _generators()))
     if random:
         _restore(before)
-    if own is None or random:
+    if own is None or random or not _is_plain(own):
         return None
     if not follows:
         return _Known(own, own, follows)
@@ -144,29 +162,56 @@ def _evaluate(
     if not _jumps(node, own, [i.own for i in inputs], module):
         given = {n: known[n].exact for n in node.all_input_nodes}
         exact = _compute(node, given, module, nn.Module.double)
-    # Where float64 does not mix with what no cast reaches, the model's own has to do.
-    return _Known(_wide(own) if exact is None else exact, own, follows)
+    # Where float64 does not mix with what no cast reaches, or bits are looked at as
+    # another dtype, the model's own has to do.
+    if exact is None or _shapes(exact) != _shapes(own):
+        exact = _wide(own)
+    return _Known(exact, own, follows)
 
 
 def _jumps(node: Node, own: Any, inputs: list[Any], module: GraphModule) -> bool:
     """Whether another rounding of the operands may give quite another value."""
+    if any(map(_is_real, inputs)) and not all(map(_is_real, _numbers(own))):
+        return True  # indices, truth values, whole numbers
+    if any(not t.is_complex() and t.element_size() < 2 for t in _tensors(own)):
+        return True  # eight bits hold no small change
     if node.op == "call_module":
-        parts = module.get_submodule(str(node.target)).modules()
-        if any(isinstance(part, _STEP_MODULES) for part in parts):
-            return True
-    if op_name(node).rstrip("_") in _STEPS or node.kwargs.get("rounding_mode"):
+        parts = list(module.get_submodule(str(node.target)).modules())
+        homes = ("torch.nn.modules.", "torch.nn.utils.")
+        known = all(type(part).__module__.startswith(homes) for part in parts)
+        return not known or any(isinstance(part, _STEP_MODULES) for part in parts)
+    if is_foreign(node) or node.kwargs.get("rounding_mode"):
         return True
-    return any(map(_is_real, inputs)) and not all(map(_is_real, _tensors(own)))
+    return not (op_name(node) in _CONTINUOUS or is_view(op_name(node)))
 
 
 def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def _numbers(value: Any) -> list[Any]:
+    kinds = (Tensor, bool, int, float, complex)
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, kinds)]
+
+
 def _is_real(value: Any) -> bool:
     """Whether it holds numbers that rounding can move."""
-    leaves = _tensors(value)
-    return any(leaf.is_floating_point() or leaf.is_complex() for leaf in leaves)
+    return any(
+        leaf.is_floating_point() or leaf.is_complex()
+        if isinstance(leaf, Tensor)
+        else isinstance(leaf, (float, complex))
+        for leaf in pytree.tree_leaves(value)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether its tensors are of numbers in rows, which buffers hold."""
+    tensors = _tensors(value)
+    return all(t.layout is torch.strided and not t.is_quantized for t in tensors)
+
+
+def _shapes(value: Any) -> list[torch.Size]:
+    return [leaf.shape for leaf in _tensors(value)]
 
 
 def _compute(

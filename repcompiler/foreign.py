@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from repcompiler.mutation import OVERWRITES, is_foreign
+from repcompiler.aliases import is_foreign
+from repcompiler.mutation import OVERWRITES
 from repcompiler.operators import RULES
 from repcompiler.trees import copied
 

@@ -37,7 +37,6 @@ class Clean:
     frozen: frozenset[str]
     mutated: frozenset[Node]
     baked: frozenset[str]
-    own_results: frozenset[int]
 
 
 def clean(
@@ -56,11 +55,11 @@ def clean(
     mark_foreign_writes(module, inputs)
     frozen, mutated = functionalise(module)
     exact, made = fold_constants(module, frozen, mutated, baked)
-    own = own_results(module, baked.union(exact))
+    own_results(module, baked.union(exact))
     drop_dead(module)
     module.graph.lint()
     mutated &= frozenset(module.graph.nodes)
-    return Clean(module, exact, frozen, mutated, baked | made, own)
+    return Clean(module, exact, frozen, mutated, baked | made)
 
 
 GUARDS = frozenset(

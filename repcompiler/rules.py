@@ -16,6 +16,7 @@ from repcompiler import algebra
 from repcompiler.affine import Axis, Diagonal, Map, Transposed, Vector, Window
 from repcompiler.lift import Affine, Alias, Lifted, Op, Opaque
 from repcompiler.reasons import Reason
+from repcompiler.results import OWN
 
 
 def double(tensor: Tensor) -> Tensor:
@@ -330,4 +331,4 @@ def unchanged(op: Op) -> Lifted:
     """The same value: identity, detach, clone, dropout and stochastic depth in eval."""
     if not isinstance(op.input, Node) or op.get("training", False) is not False:
         return Opaque(Reason.TRAIN_MODE)
-    return Alias(op.input)
+    return Opaque() if op.node.meta.get(OWN) else Alias(op.input)

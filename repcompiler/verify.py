@@ -153,8 +153,8 @@ def compare(
     with left_as_found(plain, judged):
         for batch in batches:
             state = _compare_batch(models, batch, state, max_error_ratio)
-            if state.verdict == "not comparable":
-                break
+            if state.exactness is None and not state.ok:
+                break  # not comparable, or lost
     return state
 
 
@@ -219,6 +219,11 @@ def _compare_batch(
     ):
         note = "the reference is not finite"
         return replace(state, ok=False, verdict="not comparable", note=note)
+    if not all(bool(t.isfinite().all()) for t in found if t.is_floating_point()):
+        note = "an output is not finite where the original's is"
+        far = float("inf")
+        lost = replace(state, ok=False, verdict="different", error_ratio=far, note=note)
+        return replace(lost, exactness=None)  # no second look
     ratios = [error_ratio(o, c, t) for o, c, t in zip(own, found, truth)]
     exact_so_far = state.exactness
     if models.candidate64 is not None and exact is not None:
@@ -293,6 +298,8 @@ def _agreement(
     """Share of rows with the same largest entry, where the output looks like logits."""
     if len(own) != 1 or own[0].dim() != 2 or not own[0].is_floating_point():
         return None
+    if not own[0].numel():
+        return state.top1_agreement
     same = float((own[0].argmax(1) == found[0].argmax(1)).double().mean())
     before, now = state.samples, len(own[0])
     return ((state.top1_agreement or 0.0) * before + same * now) / (before + now)

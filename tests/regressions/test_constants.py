@@ -282,3 +282,83 @@ def test_outputs_whose_shape_follows_the_dtype_are_compared_as_they_are():
     net.register_buffer("table", torch.rand(4, 4))
     net = randomise(net).float()
     assert rc.fuse(net, (draw((1, 4, 6, 5)).float(),)).report.equivalence.ok
+
+
+# ---- jumps that no list names --------------------------------------------------------
+
+
+class OnGrid(nn.Module):
+    """A weight on a grid of steps, as quantisation-aware training leaves it."""
+
+    def forward(self, weight):
+        return (weight * 0.7 / 3 * 127).round() / 127
+
+
+def test_a_parametrization_of_ones_own_is_computed_as_it_is():
+    net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64))
+    nn.utils.parametrize.register_parametrization(net[0], "weight", OnGrid())
+    net = randomise(net).float().eval()
+    ties = (torch.randint(-200, 200, (64, 64)) + 0.5) / 127 * 3 / 0.7
+    net[0].parametrizations.weight.original.data = ties
+    rows = torch.eye(64)
+    torch.testing.assert_close(rc.fuse(net, rows).model(rows), net(rows))
+
+
+JUMPS = {
+    "float8": lambda s: (s.table * 1.7).to(torch.float8_e4m3fn).to(s.table.dtype),
+    "special": lambda s: torch.special.round(s.table * 7.3),
+    "sign of a basis": lambda s: torch.linalg.svd(s.table.view(2, 2))[0].reshape(4),
+    "bits": lambda s: s.table.view(torch.int16).view(s.table.dtype),
+}
+
+
+@pytest.mark.parametrize("name", JUMPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ops_that_are_not_known_to_be_continuous_go_on_from_the_models_own(name, dtype):
+    if name == "sign of a basis" and dtype is torch.bfloat16:
+        pytest.skip("torch has no svd of bfloat16")
+    net = Net(
+        lambda s, x: s.norm(s.conv(x)) * JUMPS[name](s).view(1, 4, 1, 1),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+        table=nn.Parameter(torch.randn(4)),
+    )
+    net = randomise(net).to(dtype)
+    image = draw((1, 4, 6, 5)).to(dtype)
+    result = rc.fuse(net, (image,))
+    found = (result.model(image) - net(image)).detach().abs().max()
+    assert result.report.equivalence.ok
+    assert float(found) <= 0.02 * float(net(image).detach().abs().max())
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_sparse_and_quantised_constants_stay(blind):
+    net = Net(
+        lambda s, x: (
+            s.norm(s.conv(x)),
+            torch.quantize_per_tensor(s.table * 2, 0.1, 0, torch.qint8),
+            (s.table * 2).to_sparse(),
+        ),
+        conv=conv(),
+        norm=nn.BatchNorm2d(4),
+        table=nn.Parameter(torch.randn(4)),
+    )
+    net, image = randomise(net).float(), draw((1, 4, 6, 5)).float()
+    result = rc.fuse(net, None if blind else (image,))
+    torch.testing.assert_close(result.model(image)[0], net(image)[0])
+
+
+def test_folding_keeps_float64_where_everything_is_continuous():
+    """Eight-bit mantissas times each other, summed and normalised: one rounding."""
+
+    def run(s, x):
+        spread = torch.var_mean(s.table.flatten(1), dim=1, keepdim=True)[0]
+        weight = s.table * s.gain * torch.rsqrt(spread + 1e-5).view(4, 1, 1, 1)
+        return nn.functional.conv2d(x, weight)
+
+    table, gain = torch.randn(4, 4, 3, 3), torch.randn(4, 1, 1, 1)
+    net = Net(run, table=nn.Parameter(table), gain=nn.Parameter(gain))
+    net = randomise(net).bfloat16()
+    image = draw((1, 4, 6, 5)).bfloat16()
+    equal = rc.fuse(net, (image,)).report.equivalence
+    assert equal.ok and equal.exactness is not None and equal.exactness < 1e-12
