@@ -7,6 +7,10 @@ layout ops around a map, and of blocks of channels.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.fx import Node
 
 from repcompiler import algebra, blocks
 from repcompiler.affine import (
@@ -20,7 +24,7 @@ from repcompiler.affine import (
     Transposed,
     Window,
 )
-from repcompiler.facts import Facts
+from repcompiler.facts import Facts, op_name
 from repcompiler.lift import Stack
 from repcompiler.reasons import Reason
 from repcompiler.vectors import vanishes
@@ -123,11 +127,44 @@ def _apply(part: Map, term: Term, *, biased: bool) -> Term | Refusal:
         return Refusal(Reason.LAYOUT)
     if not isinstance(part, Window):
         return Refusal(Reason.LAYOUT)
+    same = term.map.in_channels == term.map.out_channels
+    if not same and _name_channels(term.after, term.map.axis):
+        return Refusal(Reason.LAYOUT)
     moved = _with_axes(term.map, part)
     mapped = algebra.compose(part, moved, biased=biased)
     if isinstance(mapped, Refusal):
         return mapped
     return replace(term, map=mapped, before=term.before + term.after, after=())
+
+
+_SIZED = frozenset(
+    "reshape view _unsafe_view _reshape_alias view_copy unflatten expand broadcast_to "
+    "as_strided reshape_as view_as expand_as resize".split()
+)
+
+
+def _name_channels(steps: tuple[Step, ...], axis: int | None) -> bool:
+    """Whether a view says how many channels there are: it fits no value of others."""
+    for step in steps:
+        axis = None if axis is None else step.axes.get(axis)
+        if axis is None or _names_size(step.node, axis):
+            return True
+    return False
+
+
+def _names_size(node: Node, axis: int) -> bool:
+    """Whether a view says what size this axis of its result has."""
+    if node.op == "call_module":
+        owner = node.graph.owning_module
+        assert owner is not None
+        return isinstance(owner.get_submodule(str(node.target)), nn.Unflatten)
+    if op_name(node) not in _SIZED:
+        return False
+    sizes: Any = node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
+        sizes = sizes[0]
+    left = op_name(node) in ("reshape", "view", "_unsafe_view") and not node.kwargs
+    return not (left and -len(sizes) <= axis and sizes[axis] == -1)
 
 
 def _facing(part: Map, term: Term) -> Map:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.fx import GraphModule
+from torch.fx.proxy import Attribute
 from torch.nn.utils import parametrize
 
 from repcompiler.errors import CaptureError, first_line
@@ -39,7 +40,13 @@ def _asserts(frame: FrameType) -> bool:
 
 
 class _Proxy(fx.Proxy):
-    """A proxy whose in-place operators and item assignments are nodes."""
+    """A proxy whose in-place operators and item assignments are nodes.
+
+    Its attributes are such proxies too: `x.mT` is a view that may be written to.
+    """
+
+    def __getattr__(self, k: str) -> Attribute:
+        return _Attribute(self, k)
 
     def __bool__(self) -> bool:
         """True for an `assert`, which goes anyway; other decisions are an error."""
@@ -53,6 +60,10 @@ class _Proxy(fx.Proxy):
         self.tracer.create_proxy(
             "call_function", operator.setitem, (self, index, value), {}
         )
+
+
+class _Attribute(Attribute, _Proxy):
+    """An attribute of a proxy, or its method about to be called."""
 
 
 def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:

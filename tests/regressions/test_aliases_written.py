@@ -109,3 +109,19 @@ def test_a_cast_that_changes_nothing_is_the_value_itself():
     fused = rc.fuse(net, (torch.full((1, 3), 15),)).model
     ids = torch.tensor([[3, 4, 5]])
     assert torch.equal(fused(ids), net(ids))
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_a_write_to_an_attribute_reaches_its_other_names(example):
+    """`x.mT` is no method call, and yet a view; another name of it is read later."""
+
+    def run(s, x):
+        turned = s.conv(x).mT
+        other = turned
+        turned *= 2
+        return other
+
+    net, image = randomise(Net(run, conv=conv())), draw((1, 4, 6, 5))
+    given = (image,) if example else None
+    fused = rc.fuse(net, given, capture="symbolic_trace").model
+    torch.testing.assert_close(fused(image), net(image))

@@ -323,3 +323,23 @@ def test_a_conv_behind_swapped_axes_is_fused_without_an_example():
     assert not reasons(result) and norms(result.model) == 0
     for shape in ((2, 6, 7, 3), (1, 3, 4, 3)):
         assert_same(net, result.model, [(draw(shape),)])
+
+
+@pytest.mark.parametrize("sizes", [(0, 3, -1), (0, -1, 9)], ids=["named", "open"])
+def test_a_view_that_names_its_channels_is_done_to_no_others(sizes):
+    """A linear map of two channels to three, and a view of three, before a conv."""
+
+    def run(s, x):
+        y = s.first(x)
+        return s.second(y.reshape(y.size(0), *sizes[1:]))
+
+    net = Net(
+        run,
+        first=nn.Conv2d(2, 3, 1, bias=False),
+        second=nn.Conv1d(3, 8, 1, bias=False),
+    )
+    randomise(net)
+    image = (draw((2, 2, 3, 3)),)
+    result = rc.fuse(net, image, verify=False)
+    assert_same(net, result.model, [image])
+    assert "not_equal" not in reasons(rc.fuse(net, image))
