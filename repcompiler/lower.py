@@ -7,7 +7,7 @@ rounded once, to the dtype of the layer they came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from repcompiler import blocks, kernels
-from repcompiler.affine import Diagonal, Meaning, Step, Term, Transposed, Window
+from repcompiler.affine import (
+    Axis,
+    Diagonal,
+    Meaning,
+    Step,
+    Term,
+    Transposed,
+    Window,
+)
 from repcompiler.cost import needs_pad
 
 Holder = Callable[[str, nn.Module | Tensor], str]
@@ -123,8 +131,8 @@ class Emitter:
         self, window: Window, value: Node, bias: Tensor | None, name: str
     ) -> Node:
         if needs_pad(window) and not _module_pads(window):
-            widths = [w for a in window.axes[::-1] for w in (a.pad_low, a.pad_high)]
-            value = self._call(F.pad, (value, widths, _PAD_MODES[window.mode]))
+            for widths in pads_of(window.axes):
+                value = self._call(F.pad, (value, widths, _PAD_MODES[window.mode]))
         return self._module(name, window_module(window, bias, self.target), value)
 
     def _diagonal(
@@ -177,6 +185,18 @@ class Emitter:
     def _track(self, node: Node) -> Node:
         self.added.append(node)
         return node
+
+
+def pads_of(axes: Sequence[Axis]) -> list[list[int]]:
+    """The arguments of `F.pad`, the last axis first.
+
+    What is added at one end and cut at the other is added first: `F.pad` cuts first,
+    and a small input may have too little then.
+    """
+    widths = [w for axis in reversed(axes) for w in (axis.pad_low, axis.pad_high)]
+    if any(axis.pad_low * axis.pad_high < 0 for axis in axes):
+        return [[max(w, 0) for w in widths], [min(w, 0) for w in widths]]
+    return [widths] if any(widths) else []
 
 
 def _bias_bearer(meaning: Meaning) -> Term | None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repcompiler.affine import Axis, Diagonal, Map, Transposed, Vector, Window
+from repcompiler.lower import pads_of
 
 CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED_CONVS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -142,10 +143,9 @@ def execute(map: Map, x: Tensor) -> Tensor:
 
 def padded(x: Tensor, axes: Sequence[Axis], mode: str) -> Tensor:
     """The input with what a window finds outside of it."""
-    widths = [w for axis in reversed(axes) for w in (axis.pad_low, axis.pad_high)]
-    if not any(widths):
-        return x
-    return F.pad(x, widths, PAD_MODES.get(mode, mode))
+    for widths in pads_of(axes):
+        x = F.pad(x, widths, PAD_MODES.get(mode, mode))
+    return x
 
 
 def shift(x: Tensor, bias: Vector | None, axis: int | None) -> Tensor:

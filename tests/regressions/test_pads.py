@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import repcompiler
+from repcompiler.affine import Axis
+from repcompiler.lower import pads_of
 
 TWICE = {
     "last axis": ((1, 1), (2, 2)),
@@ -61,3 +63,12 @@ def test_pads_alone_are_no_conv_of_some_number_of_channels():
     model = PadTwice(((1, 1, 2, 2), (2, 2, 0, 3))).eval()
     report = repcompiler.fuse(model, (torch.randn(2, 4, 5, 5),)).report
     assert report.regions == ()
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, -2), (-1, 2), (1, 1), (-1, 0), (0, 0)])
+def test_what_is_cut_at_one_end_is_cut_after_what_is_added_at_the_other(low, high):
+    """`F.pad` cuts first: of one column it cannot take two, even if it adds two."""
+    x = torch.ones(1, 1, 1)
+    for widths in pads_of([Axis(first=-low, pad_high=high)]):
+        x = F.pad(x, widths)
+    assert x.shape[-1] == 1 + low + high
