@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from repcompiler.facts import op_name
 from repcompiler.lift import is_hooked
 
-# Beside those that ATen's schemas tell of (`_is_view`).
+# Beside those that ATen's schemas tell of (`is_view`).
 _VIEWS = frozenset(
     "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
     "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
@@ -127,14 +127,11 @@ def _is_result(node: Node) -> bool:
     )
 
 
+@functools.cache
 def is_view(name: str) -> bool:
     """Whether an op of that name may return its operand, or part of its memory."""
-    return name in _VIEWS or _is_view(name)
-
-
-@functools.cache
-def _is_view(name: str) -> bool:
-    """Whether ATen says of an op of that name that its result may share memory."""
+    if name in _VIEWS:
+        return True
     packet = getattr(torch.ops.aten, name, None)
     overloads = [] if packet is None else packet.overloads()
     schemas = [getattr(packet, overload)._schema for overload in overloads]

@@ -151,7 +151,7 @@ def _evaluate(
     follows = node.op == "call_module" or any(i.follows for i in inputs)
     before = _generators()
     own = _compute(node, {n: known[n].own for n in node.all_input_nodes}, module)
-    random = any(map(_differs, before, _generators()))
+    random = not all(map(torch.equal, before, _generators()))
     if random:
         _restore(before)
     if own is None or random or not _is_plain(own):
@@ -252,10 +252,6 @@ def _generators() -> list[Tensor]:
     """What torch draws its random numbers from, as it is now."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *cuda]
-
-
-def _differs(a: Tensor, b: Tensor) -> bool:
-    return not torch.equal(a, b)
 
 
 def _restore(states: list[Tensor]) -> None:

@@ -30,6 +30,7 @@ from repcompiler.trees import copied
 
 EXACT = 1e-9
 MAX_ERROR_RATIO = 8.0
+_LOST = "an output is not finite where the original's is"
 
 Runnable = nn.Module | torch.export.ExportedProgram
 Shapes = tuple[tuple[int, ...], ...]
@@ -153,8 +154,8 @@ def compare(
     with left_as_found(plain, judged):
         for batch in batches:
             state = _compare_batch(models, batch, state, max_error_ratio)
-            if state.exactness is None and not state.ok:
-                break  # not comparable, or lost
+            if state.verdict == "not comparable" or state.note == _LOST:
+                break
     return state
 
 
@@ -220,10 +221,14 @@ def _compare_batch(
         note = "the reference is not finite"
         return replace(state, ok=False, verdict="not comparable", note=note)
     if not all(bool(t.isfinite().all()) for t in found if t.is_floating_point()):
-        note = "an output is not finite where the original's is"
-        far = float("inf")
-        lost = replace(state, ok=False, verdict="different", error_ratio=far, note=note)
-        return replace(lost, exactness=None)  # no second look
+        return replace(
+            state,
+            ok=False,
+            verdict="different",
+            exactness=None,  # so that nothing looks at it a second time
+            error_ratio=float("inf"),
+            note=_LOST,
+        )
     ratios = [error_ratio(o, c, t) for o, c, t in zip(own, found, truth)]
     exact_so_far = state.exactness
     if models.candidate64 is not None and exact is not None:
@@ -314,8 +319,7 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
             raise VerificationError(
                 f"The model does not run on these inputs: {first_line(error)}"
             ) from error
-    leaves = pytree.tree_leaves(output)
-    return [plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+    return [plain(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
 
 
 def plain(value: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from equality import Net, conv, draw, ops, randomise, tensors
 from torch import nn
 
 import repcompiler as rc
+from repcompiler.verify import compare
 
 Pair = namedtuple("Pair", "a b")
 
@@ -102,3 +103,12 @@ def test_a_result_that_is_not_finite_where_the_original_is_counts_as_different()
 def test_an_empty_batch_of_rows_is_compared():
     model = randomise(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
     assert rc.fuse(model, (torch.empty(0, 4, dtype=torch.float64),)).report.regions
+
+
+def test_what_cannot_be_compared_stays_so_whatever_comes_after_it():
+    """The second of three batches overflows; the first was exact."""
+    model = randomise(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    image = draw((2, 4))
+    batches = [(image,), (image * float("inf"),), (image,)]
+    verdict = compare(model, model, model, batches)
+    assert verdict.verdict == "not comparable"
