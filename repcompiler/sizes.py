@@ -1,10 +1,10 @@
 """Questions about sizes, asked of values that stay.
 
 `x.shape` of a norm's output would keep the norm alive. A size question moves up to an
-earlier value that has that size for certain: through ops that keep every shape, and
-through convs for the batch, for a constant number of channels, and for positions that
-the window keeps. Where a view stands before it, the same view of the earlier value is
-asked.
+earlier value that has that size for certain: through ops that keep every shape; through
+convs for the batch, for a constant number of channels, and for positions that the
+window keeps; and through concats on every axis but their own. Where a view stands
+before it, the same view of the earlier value is asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from repcompiler.affine import Diagonal, Window
 from repcompiler.facts import Facts, op_name
-from repcompiler.lift import Affine, Carry, Rules, lift
+from repcompiler.lift import Affine, Carry, Rules, Stack, lift
 
 Twins = dict[tuple[Node, Node], Node]  # (a view, an earlier value) → its like of that
 
@@ -185,6 +185,8 @@ def _sole_reader(node: Node) -> Node | None:
 def _same_size(value: Node, axis: int, facts: Facts, rules: Rules) -> Node | int | None:
     """An operand of `value` with its size on `axis`, that size if fixed, or None."""
     own = lift(value, facts, rules)
+    if isinstance(own, Stack):  # its parts have one size on every axis but its own
+        return own.parts[0] if axis != own.axis else None
     if not isinstance(own, Affine) or not facts.exampled:
         return None
     source, map = own.parts[0]

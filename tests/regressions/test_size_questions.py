@@ -90,3 +90,26 @@ def test_size_of_a_sum_is_not_that_of_an_operand_that_is_broadcast(
     result = rc.fuse(net, batches[0], capture="symbolic_trace")
     assert result.report.equivalence.ok
     assert_same(net, result.model, batches)
+
+
+class Parts(nn.Module):
+    """A concat that is taken apart again, and asked for its batch (CoaT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = conv(), conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = torch.cat([self.one(x), self.two(x).relu()], 1)
+        first, second = whole[:, :4], whole[:, 4:]
+        size = whole.size(0), 4, whole.size(2) * whole.size(3)
+        return first.sigmoid().reshape(size) + second.tanh().reshape(size)
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_a_concat_that_is_asked_for_its_batch_is_taken_apart(door: str) -> None:
+    model = randomise(Parts())
+    result = rc.fuse(model, (draw((2, 4, 8, 8)),), capture=door)
+    assert "cat" not in result.report.ops.after_by_type
+    shapes = [(2, 4, 8, 8), (1, 4, 5, 7), (3, 4, 2, 9)]
+    assert_same(model, result.model, [(draw(shape),) for shape in shapes])

@@ -147,7 +147,10 @@ def compared(rivals: Mapping[str, Callable[[], Any]], *, every: bool) -> dict[st
 
 
 def through_the_other(report: Any, model: Any, inputs: Any) -> dict[str, Any]:
-    """The verdict and the ops through `torch.export`, where tracing came first."""
+    """The verdict and the ops through `torch.export`, where tracing came first.
+
+    `differs` holds each kind of op that the two doors leave a different number of.
+    """
     import repcompiler
 
     if report.capture != "symbolic_trace":
@@ -156,7 +159,14 @@ def through_the_other(report: Any, model: Any, inputs: Any) -> dict[str, Any]:
         other = repcompiler.fuse(model, inputs, samples=1, capture="export").report
     except repcompiler.RepCompilerError as error:
         return {"export": {"status": "closed", "note": first_line(error)}}
-    return {"export": {"status": other.equivalence.verdict, "ops": other.ops.after}}
+    ours, theirs = report.ops.after_by_type, other.ops.after_by_type
+    differs = {
+        op: [ours.get(op, 0), theirs.get(op, 0)]
+        for op in sorted({*ours, *theirs})
+        if ours.get(op, 0) != theirs.get(op, 0)
+    }
+    status, left = other.equivalence.verdict, other.ops.after
+    return {"export": {"status": status, "ops": left, "differs": differs}}
 
 
 def captured_only(package: str, name: str) -> dict[str, Any]:

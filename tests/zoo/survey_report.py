@@ -168,7 +168,7 @@ def _both_doors(done: Records) -> str:
     opened = {k: v for k, v in both.items() if v["export"]["status"] != "closed"}
     pairs = {k: (v["ops"][1], v["export"]["ops"]) for k, v in opened.items()}
     rows = [
-        [k, *pairs[k], v["export"]["status"]]
+        [k, *pairs[k], v["export"]["status"], _in_words(v["export"])]
         for k, v in opened.items()
         if len({*pairs[k]}) > 1 or v["export"]["status"] != "equal"
     ]
@@ -180,8 +180,25 @@ def _both_doors(done: Records) -> str:
     cut = sorted(k for k, v in done.items() if "unfinished" in v)
     if cut:
         text += f"Not done within the limits, after the verdict: {', '.join(cut)}.\n"
-    head = ["Model", "Ops by trace", "Ops by export", "Verdict of export"]
-    return text + ("\n" + _table(head, rows) if rows else "")
+    if rows:
+        head = ["Model", "Ops by trace", "Ops by export", "Verdict of export"]
+        text += "\n" + _table([*head, "Ops that differ: trace, export"], rows)
+        text += "\n" + WHY_DOORS_DIFFER
+    return text
+
+
+WHY_DOORS_DIFFER = """\
+Tracing keeps some functions whole that `torch.export` takes apart, as local response \
+norm and multi-head attention: what they are made of shows in the second graph alone. \
+Of a tensor that `forward` makes from numbers (`arange`) tracing keeps the value and \
+export the call.
+"""
+
+
+def _in_words(export: Record) -> str:
+    """`mul 4, 2; add 2, 0`; nothing for a record of an older survey."""
+    pairs = export.get("differs", {}).items()
+    return "; ".join(f"{op} {ours}, {theirs}" for op, (ours, theirs) in pairs)
 
 
 def _reasons(done: Records) -> list[list[object]]:

@@ -49,21 +49,21 @@ def test_page_counts_what_the_records_hold() -> None:
 
 
 def test_page_tells_where_the_doors_differ() -> None:
-    def by_export(status: str, **more: int) -> dict:
+    def by_export(status: str, **more: object) -> dict:
         return {**RECORD, "export": {"status": status, **more}}
 
     text = page(
         {
             "timm:same": by_export("equal", ops=4),
-            "timm:more": by_export("equal", ops=5),
+            "timm:more": by_export("equal", ops=5, differs={"mul": [1, 2]}),
             "timm:wrong": by_export("different", ops=4),
             "timm:closed": by_export("closed"),
             "timm:untried": RECORD,
         }
     )
     assert "Of 4 models" in text and "opens for 3." in text and "in 1.\n" in text
-    assert "| timm:more | 4 | 5 | equal |" in text
-    assert "| timm:wrong | 4 | 4 | different |" in text
+    assert "| timm:more | 4 | 5 | equal | mul 1, 2 |" in text
+    assert "| timm:wrong | 4 | 4 | different |  |" in text
     assert "| timm:same | 4 | 4 |" not in text
 
 
