@@ -110,6 +110,7 @@ def test_a_model_over_the_limit_is_told_from_a_crash(monkeypatch) -> None:
 
     monkeypatch.setattr(survey, "survey_one", spin)
     monkeypatch.setattr(survey, "SECONDS", 1)
+    monkeypatch.setattr(survey, "PATIENCE", 100)  # the machine may have other work
     record = survey._in_process("timm", "any", False)
     assert record == {"status": "timeout", "note": "over 1 s of processor time"}
     monkeypatch.setattr(survey, "survey_one", lambda *_: os._exit(3))
@@ -129,6 +130,7 @@ def test_a_verdict_outlives_what_comes_after_it(monkeypatch, end: str) -> None:
 
     monkeypatch.setattr(survey, "survey_one", stages)
     monkeypatch.setattr(survey, "SECONDS", 1)
+    monkeypatch.setattr(survey, "PATIENCE", 100)  # the machine may have other work
     monkeypatch.setattr(survey, "OTHER_DOOR", 1)
     record = survey._in_process("timm", "any", True)
     assert record["status"] == "equal" and record["ops"] == [2, 1]
