@@ -46,6 +46,10 @@ class Reason(Enum):
     )
     TRAIN_MODE = ("train_mode", "the norm uses the statistics of the batch")
     NOT_CONSTANT = ("not_constant", "a weight or statistic is computed from the input")
+    NOT_FINITE = (
+        "not_finite",
+        "a scale is infinite or no number, so it cannot be multiplied into weights",
+    )
     MUTATED = ("mutated", "the value, or an alias of it, is written in place")
     HOOKED = ("hooked", "the module has hooks or a replaced forward")
     NOT_CAPTURED = (

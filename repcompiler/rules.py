@@ -6,6 +6,7 @@ have their own file (`layout`). `RULES` at the end joins both.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -197,6 +198,8 @@ def batch_norm(op: Op) -> Lifted:
         return moved if beta is None else moved + double(beta).abs()
 
     channels = mean.numel()
+    if not bool(scale().isfinite().all()):
+        return Opaque(Reason.NOT_FINITE)
     return Affine(
         ((node, Diagonal(axis, channels, Vector(channels, scale))),),
         Vector(channels, shift, parts),
@@ -225,6 +228,8 @@ def _sum(op: Op, a: object, b: object, sign: float) -> Lifted:
     alpha = op.number("alpha", 1)
     if alpha is None:
         return Opaque(Reason.NOT_CONSTANT)
+    if not math.isfinite(alpha):
+        return Opaque(Reason.NOT_FINITE)
     factor = sign * alpha
     constants = op.facts.constant(a), op.facts.constant(b)
     if constants[0] is None and constants[1] is None:
@@ -295,6 +300,8 @@ def _scaled(op: Op, node: Node, factor: Tensor | None) -> Lifted:
     if isinstance(found, Opaque):
         return found
     axis, numbers = found
+    if not bool(numbers.value().isfinite().all()):
+        return Opaque(Reason.NOT_FINITE)
     map: Map = Diagonal(axis, numbers.size, numbers)
     return Affine(((node, map),), None, axis, numbers.size)
 

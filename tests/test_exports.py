@@ -154,6 +154,10 @@ PROVOKED = {
         ),
         IMAGE,
     ),
+    "not_finite": (
+        lambda: Net(lambda s, x: (s.conv(x) * float("inf")).sigmoid(), conv=conv()),
+        IMAGE,
+    ),
     "mutated": (lambda: Net(_written, **NORM), IMAGE),
     "hooked": (_hooked, IMAGE),
     "not_captured": (
