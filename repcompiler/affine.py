@@ -257,7 +257,7 @@ class Term:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Two terms with one key can be added into one."""
+        """Two terms with one key can be added into one, if their maps can."""
         return (self.source, self.before, self.after, self.rows)
 
     @property

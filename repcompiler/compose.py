@@ -158,8 +158,8 @@ def _most_terms(meaning: Meaning) -> int:
 def _combine(
     node: Node, own: Affine, choice: tuple[Meaning, ...], search: _Search
 ) -> Meaning | Refusal:
-    """bias + Σ part(choice), with terms of one source added."""
-    terms: dict[object, Term] = {}
+    """bias + Σ part(choice), with terms of one source added where they can be."""
+    terms: list[Term] = []
     bias = own.bias
     axes = {own.axis}
     for (source, part), meaning in zip(own.parts, choice):
@@ -169,19 +169,33 @@ def _combine(
         axes.add(mapped.axis)
         bias = algebra.add_vectors(bias, mapped.bias)
         for term in mapped.terms:
-            merged = meanings.merge(terms.get(term.key), term)
-            if isinstance(merged, Refusal):
-                return replace(merged, nodes=(node, source))
-            terms[term.key] = merged
+            refused = _add(terms, term)
+            if refused is not None:
+                search.refuse(node, replace(refused, nodes=(node, source)))
     axes.discard(None)
     if len(axes) > 1:
         return Refusal(Reason.AXIS_MISMATCH, (node,))
-    if not blocks.fit_together(tuple(terms.values())):
+    if not blocks.fit_together(terms):
         return Refusal(Reason.CHANNEL_MISMATCH, (node,))
     if len(own.parts) > 1 and len(terms) > 1 and not search.facts.exampled:
         return Refusal(Reason.UNKNOWN_SHAPE, (node,))
     channels = own.channels or next((m.channels for m in choice if m.channels), None)
-    return Meaning(tuple(terms.values()), bias, axes.pop() if axes else None, channels)
+    return Meaning(tuple(terms), bias, axes.pop() if axes else None, channels)
+
+
+def _add(terms: list[Term], new: Term) -> Refusal | None:
+    """Add to a term of the same key, or stand beside those, and then tell why."""
+    refused = None
+    for place, old in enumerate(terms):
+        if old.key != new.key:
+            continue
+        merged = meanings.merge(old, new)
+        if not isinstance(merged, Refusal):
+            terms[place] = merged
+            return None
+        refused = merged
+    terms.append(new)
+    return refused
 
 
 def _carried_candidates(

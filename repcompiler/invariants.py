@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 
 from torch import Tensor, nn
 from torch.fx import Node
 
-from repcompiler.affine import Diagonal, Term
+from repcompiler.affine import Diagonal, Refusal, Term
 from repcompiler.compose import MOST_STACKED, MOST_TERMS
 from repcompiler.facts import op_name
 from repcompiler.lift import Affine, Bundle, Carry, Lifted, Stack
 from repcompiler.limits import LIMIT
+from repcompiler.meanings import merge
 from repcompiler.mutation import is_write, written
 from repcompiler.normalise import GUARDS
 from repcompiler.state import State
@@ -99,13 +101,15 @@ def _late_sources(state: State) -> Violations:
 
 
 def _malformed(state: State) -> Violations:
-    """Meanings with too many terms, two of one key, or views behind a diagonal map."""
+    """Meanings with too many terms, two that are one, or views behind diagonal maps."""
     assert state.composed is not None
     for node, meanings in state.composed.candidates.items():
         for meaning in meanings:
-            keys = {term.key for term in meaning.terms}
             most = MOST_STACKED if any(t.rows for t in meaning.terms) else MOST_TERMS
-            bad = len(keys) < len(meaning.terms) or len(meaning.terms) > most
+            bad = len(meaning.terms) > most or any(
+                a.key == b.key and not isinstance(merge(a, b), Refusal)
+                for a, b in combinations(meaning.terms, 2)
+            )
             if bad or any(_view_behind_diagonal(term) for term in meaning.terms):
                 yield node
 

@@ -30,10 +30,8 @@ from repcompiler.reasons import Reason
 from repcompiler.vectors import vanishes
 
 
-def merge(old: Term | None, new: Term) -> Term | Refusal:
+def merge(old: Term, new: Term) -> Term | Refusal:
     """The sum of two terms of one key."""
-    if old is None:
-        return new
     added = algebra.add(old.map, new.map)
     return added if isinstance(added, Refusal) else replace(old, map=added)
 

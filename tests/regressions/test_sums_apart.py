@@ -1,0 +1,77 @@
+"""Sums of maps of one value that are no one map: each is fused by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from equality import assert_same, draw, randomise
+from torch import Tensor, nn
+
+import repcompiler as rc
+
+Branch = Callable[[], nn.Module]
+
+
+def up(kernel: int, padding: int = 0) -> Branch:
+    return lambda: nn.ConvTranspose2d(4, 4, kernel, 2, padding)
+
+
+def conv(kernel: int = 3, **settings) -> Branch:
+    return lambda: nn.Conv2d(4, 4, kernel, padding=kernel // 2, **settings)
+
+
+class Sum(nn.Module):
+    """norm(one(x) + two(x) + …), or the sum without a norm."""
+
+    def __init__(self, *branches: Branch, norm: bool = True) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([make() for make in branches])
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.branches[0](x)
+        for branch in self.branches[1:]:
+            total = total + branch(x)
+        return self.norm(total)
+
+
+PAIRS: dict[str, tuple[Branch, Branch]] = {
+    "transposed": (up(4, 1), up(2)),
+    "modes": (conv(padding_mode="reflect"), conv()),
+    "circular": (conv(padding_mode="circular"), conv(5)),
+    "pool": (lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False), conv()),
+}
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_norm_goes_into_both_of_two_maps_that_stay_two(pair, door) -> None:
+    torch.manual_seed(0)
+    model = randomise(Sum(*PAIRS[pair]))
+    result = rc.fuse(model, (draw((2, 4, 8, 8)),), capture=door)
+    after = result.report.ops.after_by_type
+    if pair != "pool":  # whose border has weights of its own: the norm stays for it
+        assert after.get("batch_norm", 0) == 0
+        assert result.report.ops.before - result.report.ops.after == 1
+    shapes = [(2, 4, 8, 8), (1, 4, 7, 5), (3, 4, 3, 3)]
+    assert_same(model, result.model, [(draw(shape),) for shape in shapes])
+
+
+PLACES = [(0, 1, 2), (0, 2, 1), (2, 0, 1)]
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_a_sum_is_the_same_in_any_order(places) -> None:
+    torch.manual_seed(0)
+    same = [
+        lambda: nn.ConvTranspose2d(4, 4, 3, 1, 1),
+        lambda: nn.ConvTranspose2d(4, 4, 3, 1, 1),
+        nn.Identity,
+    ]
+    model = randomise(Sum(*(same[place] for place in places), norm=False))
+    result = rc.fuse(model, (draw((2, 4, 8, 8)),))
+    assert result.report.ops.after == 2  # one transposed conv, and the sum
+    shapes = [(2, 4, 8, 8), (1, 4, 7, 5), (3, 4, 1, 1)]
+    assert_same(model, result.model, [(draw(shape),) for shape in shapes])
