@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -37,7 +38,7 @@ def exported(model: nn.Module, inputs: tuple[Any, ...] | None) -> GraphModule:
     limit = count(model, apart)[0].total()
     errors: list[BaseException] = []
     dearer: list[tuple[int, int, GraphModule]] = []
-    for args, shapes in _attempts(apart):
+    for args, shapes in _attempts(model, apart):
         try:
             module = _export_once(model, args, shapes)
             if not module.meta["limits"].hold(pytree.tree_leaves(list(apart))):
@@ -93,6 +94,7 @@ def _quiet() -> Generator[None, None, None]:
 
 
 def _attempts(
+    model: nn.Module,
     inputs: tuple[Any, ...],
 ) -> list[tuple[tuple[Any, ...], Any]]:
     """Dynamic in every size, dynamic in the batch, as given; a batch of one is doubled.
@@ -111,10 +113,19 @@ def _attempts(
 
     wide = pytree.tree_map(_doubled, inputs)
     return [
-        (wide, pytree.tree_map(every, wide)),
-        (wide, pytree.tree_map(batch, wide)),
+        (wide, _by_parameter(model, pytree.tree_map(every, wide))),
+        (wide, _by_parameter(model, pytree.tree_map(batch, wide))),
         (inputs, None),
     ]
+
+
+def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One entry for each parameter of forward: what `*args` takes is a tuple of its."""
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    place = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:place], shapes[place:])
 
 
 def _doubled(leaf: Any) -> Any:

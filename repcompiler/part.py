@@ -67,7 +67,8 @@ class Signature:
             what = ", ".join(unknown) or f"{len(args)} arguments"
             raise UnsupportedInput(
                 f"forward does not take {what} by position.",
-                hint=f"It takes {', '.join(self.names) or 'nothing'}.",
+                hint=f"It takes {', '.join(self.names) or 'nothing'}. A module around "
+                "it can pass on what it takes by keyword alone.",
             )
         last = max((self.names.index(n) for n in given if n in self.names), default=-1)
         while last >= len(args) and self._is_default(

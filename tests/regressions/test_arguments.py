@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from equality import Net, assert_same, conv, draw, norms, randomise
-from torch import nn
+from torch import Tensor, nn
 
 import repcompiler as rc
 
@@ -81,3 +81,27 @@ def test_attributes_of_the_root(name):
     assert_same(net, fused, [(draw((1, 4, 7, 6)),)])
     if name in ("forward_count", "training_"):
         assert getattr(fused, name) == [1, 2]
+
+
+class PassedOn(nn.Module):
+    """Takes whatever comes and passes it on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.run(*inputs)
+
+    def run(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + y
+
+
+def test_sizes_stay_open_where_forward_passes_its_arguments_on() -> None:
+    model = randomise(PassedOn())
+    result = rc.fuse(model, (draw((2, 4, 8, 8)), draw((2, 4, 8, 8))))
+    assert result.report.capture == "export"
+    assert result.report.ops.after_by_type.get("batch_norm", 0) == 0
+    shapes = [(1, 4, 8, 8), (3, 4, 5, 9)]
+    batches = [(draw(shape), draw(shape, seed=2)) for shape in shapes]
+    assert_same(model, result.model, batches)
