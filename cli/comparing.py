@@ -207,7 +207,8 @@ def _judge(
     truth: Sequence[Tensor],
     limit: float,
 ) -> Finding:
-    from repcompiler.verify import error_ratio, plain
+    from repcompiler.outputs import plain
+    from repcompiler.verify import error_ratio
 
     ratio, largest, compared = 0.0, 0.0, 0
     worst: dict[str, Any] | None = None
@@ -331,7 +332,7 @@ def _with_agreement(
     """Top-1 and top-5, where the output looks like logits; they decide nothing."""
     import torch
 
-    from repcompiler.verify import plain
+    from repcompiler.outputs import plain
 
     if len(own) != 1 or own[0].dim() != 2 or not own[0].is_floating_point():
         return finding

@@ -33,9 +33,9 @@ from repcompiler.facts import fetch
 from repcompiler.lift import is_hooked
 from repcompiler.limits import Limits, limits_of_program
 from repcompiler.normalise import Clean, clean
+from repcompiler.outputs import tensors
 from repcompiler.tracer import symbolic
 from repcompiler.trees import copied
-from repcompiler.verify import plain
 
 Model = nn.Module | torch.export.ExportedProgram
 DOORS = ("symbolic_trace", "export")
@@ -289,14 +289,14 @@ def same_function(
         replaced = {name: state[name].clone() for name in owned if name in state}
         one, two = (copied(inputs) for _ in range(2))
         try:
-            expected = _outputs(lambda: twin(*one))
+            expected = tensors(twin(*one))
         except Exception as error:  # the model's own code runs here
             if anew:  # which may not take every weight
                 return same_function(model, captured, inputs, anew=False)
             raise does_not_run(error) from error
         try:
             call = torch.func.functional_call
-            found = _outputs(lambda: call(captured, replaced, two))
+            found = tensors(call(captured, replaced, two))
         except Exception:  # traced past a branch that the module takes
             return False
     return len(expected) == len(found) and all(map(_close, expected, found))
@@ -315,11 +315,6 @@ def randomise(tensors: Any) -> None:
                 fan_in = max(1, tensor[0].numel()) if tensor.dim() > 1 else 1
                 sign = torch.randn(tensor.shape, generator=generator).sign()
                 tensor.copy_(noise if fan_in == 1 else noise * sign / fan_in**0.5)
-
-
-def _outputs(run: Callable[[], Any]) -> list[Tensor]:
-    leaves = pytree.tree_leaves(run())
-    return [plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

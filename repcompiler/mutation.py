@@ -178,7 +178,8 @@ def _undo(
         for n in group
         if n is not target and order[n] < now and _read_after(n, now, order)
     }
-    if late or target.op == "get_attr" or "out" in node.kwargs:
+    kept = any(n.op == "get_attr" for n in group)  # what is written outlives the call
+    if late or kept or "out" in node.kwargs:
         return False
     before = node.target
     if not _make_functional(module, node):

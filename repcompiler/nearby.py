@@ -25,8 +25,9 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from repcompiler.held import left_as_found
+from repcompiler.outputs import run
 from repcompiler.report import VerifyReport
-from repcompiler.verify import EXACT, MAX_ERROR_RATIO, cast, in_float64, run
+from repcompiler.verify import EXACT, MAX_ERROR_RATIO, cast, in_float64
 
 DRAWS = 16
 # Of a model that magnifies its rounding, three digits have to be left to compare.

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from repcompiler.errors import UnsupportedInput, VerificationError, first_line
+from repcompiler.errors import UnsupportedInput
 from repcompiler.held import left_as_found
+from repcompiler.outputs import Names, run, run_watched, tensor_under, try_run
 from repcompiler.probes import PROBE_SCALES
 from repcompiler.report import VerifyReport
-from repcompiler.trees import copied
 
 EXACT = 1e-9
 MAX_ERROR_RATIO = 8.0
@@ -154,7 +154,8 @@ def compare(
     with left_as_found(plain, judged):
         for batch in batches:
             state = _compare_batch(models, batch, state, max_error_ratio)
-            if state.verdict == "not comparable" or state.note == _LOST:
+            final = state.exactness is None and state.error_ratio == float("inf")
+            if state.verdict == "not comparable" or final:
                 break
     return state
 
@@ -178,7 +179,7 @@ def max_distance(
     worst = 0.0
     for batch in batches:
         double = cast(batch, torch.float64)
-        expected, found = (_try_run(m, double) for m in (reference64, candidate64))
+        expected, found = (try_run(m, double) for m in (reference64, candidate64))
         if expected is None or found is None:
             return None
         if [t.shape for t in expected] != [t.shape for t in found]:
@@ -198,41 +199,21 @@ class _Quartet:
 def _compare_batch(
     models: _Quartet, batch: tuple[Any, ...], state: VerifyReport, limit: float
 ) -> VerifyReport:
-    own = run(models.original, batch)
+    own, names = run_watched(models.original, batch)
     double = cast(batch, torch.float64)
-    exact: list[Tensor] | None = None
-    if models.original64 is not None:
-        exact = _try_run(models.original64, double)
-        if exact is not None and [t.shape for t in exact] != [t.shape for t in own]:
-            exact = None  # of a view of the bits, say: nothing to compare with
+    exact = None if models.original64 is None else try_run(models.original64, double)
+    if exact is not None and [t.shape for t in exact] != [t.shape for t in own]:
+        exact = None  # of a view of the bits, say: nothing to compare with
     truth = own if exact is None else exact
     found = run(models.candidate, batch)
-    if [t.shape for t in truth] != [t.shape for t in found]:
-        return replace(
-            state, ok=False, verdict="different", note="output shapes differ"
-        )
-    fusing = models.candidate64 is not None
-    if fusing and [t.dtype for t in own] != [t.dtype for t in found]:
-        note = "output dtypes differ"
-        return replace(state, ok=False, verdict="different", note=note)
-    if not all(
-        bool(t.isfinite().all()) for t in (*own, *truth) if t.is_floating_point()
-    ):
-        note = "the reference is not finite"
-        return replace(state, ok=False, verdict="not comparable", note=note)
-    if not all(bool(t.isfinite().all()) for t in found if t.is_floating_point()):
-        return replace(
-            state,
-            ok=False,
-            verdict="different",
-            exactness=None,  # so that nothing looks at it a second time
-            error_ratio=float("inf"),
-            note=_LOST,
-        )
+    told = _apart(own, truth, found, models.candidate64 is not None)
+    told = told or _written_apart(models, names, limit)
+    if told is not None:
+        return replace(state, ok=False, **told)
     ratios = [error_ratio(o, c, t) for o, c, t in zip(own, found, truth)]
     exact_so_far = state.exactness
     if models.candidate64 is not None and exact is not None:
-        wide = _try_run(models.candidate64, double)
+        wide = try_run(models.candidate64, double)
         errors = [_distance(a, b) for a, b in zip(wide or (), exact)]
         exact_so_far = max([exact_so_far or 0.0, *errors]) if wide else None
     ratio = max([state.error_ratio or 0.0, *ratios])
@@ -250,6 +231,61 @@ def _compare_batch(
         samples=state.samples + _batch_size(batch),
         note=state.note if exact is not None else "no float64 reference could be run",
     )
+
+
+def _apart(
+    own: list[Tensor], truth: list[Tensor], found: list[Tensor], fusing: bool
+) -> dict[str, Any] | None:
+    """A verdict that no distance is needed for; None where distances decide."""
+    if [t.shape for t in truth] != [t.shape for t in found]:
+        return {"verdict": "different", "note": "output shapes differ"}
+    if not own:
+        note = "the reference returns nothing that can be compared"
+        return {"verdict": "not comparable", "note": note}
+    if fusing and [t.dtype for t in own] != [t.dtype for t in found]:
+        return {"verdict": "different", "note": "output dtypes differ"}
+    if not _finite([*own, *truth]):
+        return {"verdict": "not comparable", "note": "the reference is not finite"}
+    if not _finite(found):
+        return {**_FINAL, "note": _LOST}
+    return None
+
+
+# `exactness` is unset so that nothing looks at it a second time.
+_FINAL = {"verdict": "different", "exactness": None, "error_ratio": float("inf")}
+
+
+def _finite(values: list[Tensor]) -> bool:
+    return all(bool(t.isfinite().all()) for t in values if t.is_floating_point())
+
+
+def _written_apart(
+    models: _Quartet, written: list[Names], limit: float
+) -> dict[str, Any] | None:
+    """A verdict where the reference writes to what it holds, and the other does not.
+
+    A candidate from elsewhere need not hold it (an ONNX graph has no state); a fused
+    model does, or its next call reads what was there before.
+    """
+    for names in written:
+        own, found = (
+            tensor_under(models.original, names),
+            tensor_under(models.candidate, names),
+        )
+        if own is None or not _finite([own]):
+            continue
+        if found is None and models.candidate64 is None:
+            continue
+        truth = models.original64 and tensor_under(models.original64, names)
+        if truth is None or truth.shape != own.shape:
+            truth = own
+        if found is not None and found.shape == own.shape:
+            ratio = error_ratio(own, found, truth)
+            if _is_near(ratio, found, truth, limit):
+                continue
+        note = f"{names[0]}, which the reference writes to, holds something else"
+        return {**_FINAL, "note": note}
+    return None
 
 
 def error_ratio(
@@ -308,42 +344,6 @@ def _agreement(
     same = float((own[0].argmax(1) == found[0].argmax(1)).double().mean())
     before, now = state.samples, len(own[0])
     return ((state.top1_agreement or 0.0) * before + same * now) / (before + now)
-
-
-def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
-    """The tensors in the model's output, flat, each in its plain form."""
-    with torch.no_grad():
-        try:
-            output = model(*copied(tuple(inputs)))
-        except Exception as error:
-            raise VerificationError(
-                f"The model does not run on these inputs: {first_line(error)}"
-            ) from error
-    return [plain(t) for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
-
-
-def plain(value: Tensor) -> Tensor:
-    """The same numbers in a form that arithmetic and norms are defined for.
-
-    Dense; complex numbers as pairs; quantised and 8-bit floating ones in float32.
-    """
-    if value.layout != torch.strided:
-        value = value.to_dense()
-    if value.is_quantized:
-        return value.dequantize()
-    if value.is_complex():
-        return torch.view_as_real(value.resolve_conj())
-    if value.is_floating_point():
-        return value.float() if value.element_size() < 2 else value
-    unsigned = (torch.uint16, torch.uint32, torch.uint64)
-    return value.long() if value.dtype in unsigned else value
-
-
-def _try_run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor] | None:
-    try:
-        return run(model, inputs)
-    except VerificationError:
-        return None
 
 
 def _runnable(model: Runnable) -> nn.Module:
