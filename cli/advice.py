@@ -44,11 +44,20 @@ class Advice:
             if self.speed_up < 1.03
             else f"{self.speed_up:.2f}x as fast as"
         )
+        start += f" in {cell.backend}, {cell.dtype}: {timing.median:.4g} ms"
+        if cell is self.baseline:
+            return f"{start}; nothing that is equal is faster"
         return (
-            f"{start} in {cell.backend}, {cell.dtype}: {timing.median:.4g} ms, {gain} "
-            f"{self.baseline.form} {self.baseline.backend} {self.baseline.dtype}, "
-            f"{self._equality}"
+            f"{start}, {gain} {self.baseline.form} {self.baseline.backend} "
+            f"{self.baseline.dtype}, {self._equality}"
         )
+
+    @property
+    def note(self) -> str:
+        """What a reader should know of the command; empty where it just does so."""
+        if self.cell.form != "tuned":
+            return ""
+        return "the command tunes again: of plans within noise it may choose another"
 
     @property
     def _equality(self) -> str:
@@ -71,6 +80,7 @@ class Advice:
             "error_ratio": self.cell.error_ratio,
             "command": self.command,
             "usage": self.usage,
+            "note": self.note,
             "sentence": self.sentence,
         }
 
@@ -120,18 +130,44 @@ def _fastest(rows: Iterable[Cell]) -> Any:
 def _recipe(cell: Cell, options: Options) -> tuple[str, str]:
     """The command that writes what the cell ran, and how to run that."""
     backend = BACKENDS[cell.backend]
-    stem = Path(cell.model.split("@")[0].replace(":", "_")).stem
     if cell.model.endswith(backend.artefact):  # it is that file already
         return "", backend.usage.replace("FILE", repr(cell.model))
-    file = f"{stem}-{cell.form}{backend.artefact}"
-    words = ["fastvit", "fuse", cell.model, "-o", file, *options.get(cell.form, ())]
+    if cell.form not in options:
+        return "", _as_it_is(cell)
+    file = f"{stem(cell.model)}-{cell.form}{backend.artefact}"
+    words = ["fastvit", "fuse", cell.model, "-o", file, *options[cell.form]]
     if cell.form == "tuned" and cell.backend in TUNED_IN:
         words += ["--backend", cell.backend]
-    usage = backend.usage
     if cell.dtype != "float32" and backend.artefact == ".pt2":
         words += ["--dtype", cell.dtype]
-    elif cell.dtype == "bfloat16":
-        usage = usage.replace("'f32'", "'bf16'")
-    if cell.form not in options:
-        return "", usage.replace("FILE", repr(f"{stem}{backend.artefact}"))
-    return shlex.join(words), usage.replace("FILE", repr(file))
+    return shlex.join(words), _in_dtype(cell).replace("FILE", repr(file))
+
+
+def _in_dtype(cell: Cell) -> str:
+    """How the backend is told of the dtype, where that is not in the file."""
+    usage = BACKENDS[cell.backend].usage
+    return usage.replace("'f32'", "'bf16'") if cell.dtype == "bfloat16" else usage
+
+
+def _as_it_is(cell: Cell) -> str:
+    """How to run the model as it was loaded: no command here writes it to a file."""
+    usage = _in_dtype(cell)
+    if BACKENDS[cell.backend].artefact == ".onnx":
+        file = repr(f"{stem(cell.model)}.onnx")
+        export = f"torch.onnx.export(model, inputs, {file}, dynamo=True)"
+        return f"{export}; {usage.replace('FILE', file)}"
+    model = "model.eval()"
+    if cell.dtype != "float32":
+        model += f".to(torch.{cell.dtype})"
+    return usage.replace("torch.export.load(FILE).module()", model)
+
+
+def stem(model: str) -> str:
+    """A file's name for MODEL, that tells two models of one file apart."""
+    name = model.split("@")[0]
+    file, python, factory = name.rpartition(".py:")
+    if python:
+        return f"{Path(file).name}-{factory}"
+    path = Path(name)
+    is_file = path.suffix in (".pt2", ".safetensors", ".onnx")
+    return path.stem if is_file else name.replace(":", "_").replace("/", "_")

@@ -7,6 +7,7 @@ a callable that runs it once and waits for the result.
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import shutil
 import tempfile
@@ -255,6 +256,16 @@ BACKENDS: dict[str, Backend] = {
         "openvino.compile_model(FILE, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})",
     ),
 }
+
+
+def load_runtime(name: str) -> None:
+    """Load what a backend needs once, which belongs to the memory of no model."""
+    if name == "compile":
+        importlib.import_module("torch._inductor.compile_fx")
+    elif name == "onnxruntime":
+        importlib.import_module("onnxruntime")
+    elif name == "openvino":
+        openvino_core()
 
 
 # Where plans can be tuned; what else runs torch takes the plan of eager.

@@ -34,7 +34,7 @@ class ModelOptions:
     args: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: str | None = None
     pretrained: bool = False
-    input_size: tuple[int, int, int] | None = None
+    input_size: tuple[int, ...] | None = None
     seed: int = 0
     device: str = "cpu"
     dtype: str | None = None
@@ -135,17 +135,47 @@ def build_factory(text: str, options: ModelOptions) -> Built:
         )
     factory = factories.find(text)
     is_module = isinstance(factory, nn.Module)
-    model = factory if is_module else factories.call(text, factory, options.args)
+    made = factory if is_module else factories.call(text, factory, options.args)
+    model, inputs = _with_inputs(text, made)
+    if inputs is None:
+        config, note = _factory_config(text, model)
+    else:
+        config, note = {"input_size": tuple(inputs[0].shape[1:])}, ""
+    built = _built(text, model, options, config, ())
+    weights = {"origin": "factory", "seed": options.seed}
+    return replace(
+        built,
+        card=replace(built.card, weights=weights),
+        notes=(note,) if note and not options.input_size else (),
+        inputs=inputs,
+        dynamic_batch=inputs is None or _share_a_batch(inputs),
+    )
+
+
+def _with_inputs(text: str, made: Any) -> tuple[nn.Module, tuple[Tensor, ...] | None]:
+    """What a factory gave: the model, or the model and its example inputs."""
+    from torch import Tensor, nn
+
+    model, inputs = made, None
+    if isinstance(made, tuple) and len(made) == 2:
+        model, inputs = made
+        inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        if not inputs or not all(isinstance(value, Tensor) for value in inputs):
+            raise BadInput(
+                f"{text} returned example inputs that are no tensors.",
+                hint="Return (model, tensor) or (model, (tensor, tensor, …)).",
+            )
     if not isinstance(model, nn.Module):
         raise BadInput(
             f"{text} returned type {type(model).__name__}, not a torch.nn.Module.",
-            hint="Name a function or a class that gives the model itself.",
+            hint="Return the model itself, or (model, example inputs).",
         )
-    config, note = _factory_config(text, model)
-    built = _built(text, model, options, config, ())
-    weights = {"origin": "factory", "seed": options.seed}
-    notes = (note,) if note and not options.input_size else ()
-    return replace(built, card=replace(built.card, weights=weights), notes=notes)
+    return model, inputs
+
+
+def _share_a_batch(inputs: tuple[Tensor, ...]) -> bool:
+    """Whether the first axis of every input may be the batch."""
+    return len({value.shape[:1] for value in inputs}) == 1 and inputs[0].dim() > 0
 
 
 def build_program(text: str, options: ModelOptions) -> Built:
@@ -278,11 +308,11 @@ def _factory_config(text: str, model: nn.Module) -> tuple[dict[str, Any], str]:
     return {"input_size": DEFAULT_SIZE}, note
 
 
-def is_size(value: Any) -> TypeGuard[tuple[int, int, int]]:
-    """Whether a value is three positive integers."""
+def is_size(value: Any) -> TypeGuard[tuple[int, ...]]:
+    """Whether a value is positive integers: of an image three, of sound two."""
     return (
         isinstance(value, (tuple, list))
-        and len(value) == 3
+        and len(value) > 0
         and all(type(side) is int and side > 0 for side in value)
     )
 

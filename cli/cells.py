@@ -142,6 +142,7 @@ def _prepare(grid: Grid, cell: Cell, judge: Judge) -> Callable[[], Any] | None:
     if cell.skipped:
         return None
     try:
+        backends.load_runtime(cell.backend)
         subject = judge.cast(subject, cell.dtype)
         if cell.backend in ("onnxruntime", "openvino"):
             subject.onnx  # noqa: B018 - exporting is not part of what running needs

@@ -220,10 +220,10 @@ def _load(text: str, options: ModelOptions) -> Runner:
 def _for_candidate(options: ModelOptions, reference: Runner) -> ModelOptions:
     """The reference's size, so that the two are asked the same thing."""
     size = tuple(reference.inputs[0].shape[1:])
-    wanted = len(size) == 3 and reference.inputs[0].is_floating_point()
+    wanted = len(size) > 0 and reference.inputs[0].is_floating_point()
     if options.input_size is not None or not wanted or len(reference.inputs) != 1:
         return options
-    return replace(options, input_size=(size[0], size[1], size[2]))
+    return replace(options, input_size=size)
 
 
 def _cases(job: Job, reference: Runner, candidate: Runner) -> list[Case]:

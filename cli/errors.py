@@ -56,6 +56,13 @@ def disk_said(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
+def root(error: BaseException) -> BaseException:
+    """What an exception comes from in the end: the outer ones say where, not why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def summary(error: BaseException, limit: int = 240) -> str:
     """An exception of unknown origin in a few words: its type, its first paragraph."""
     paragraph = str(error).strip().split("\n\n")[0].rstrip(".: ")

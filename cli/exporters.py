@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastvit_cli.card import Card
-from fastvit_cli.errors import BadInput, JobFailed, summary
+from fastvit_cli.errors import BadInput, JobFailed, root, summary
 from fastvit_cli.programs import EXTRA_FILE
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def export_onnx(artefact: Artefact) -> Any:
     except torch.onnx.errors.OnnxExporterError as error:
         raise JobFailed(
             f"{artefact.card.source} cannot be written as ONNX: "
-            f"{summary(error.__cause__ or error)}.",
+            f"{summary(root(error))}.",
             hint="A .pt2 holds any operator.",
         ) from error
     assert exported is not None

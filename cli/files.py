@@ -58,12 +58,14 @@ def folder_for_files(text: str | None, option: str) -> Path | None:
     if path.exists() and not path.is_dir():
         raise BadInput(f"{option} {text} is a file.", hint="Name a directory.")
     nearest = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-    check_writable(nearest / "file", option)
+    check_writable(nearest / "file", option, shown=text)
     return path
 
 
-def check_writable(path: Path, option: str) -> None:
+def check_writable(path: Path, option: str, shown: str | None = None) -> None:
     """Make sure that a file can appear at `path`, by making one beside it.
+
+    `shown`: what people gave, where that is not the path itself.
 
     Raises:
         BadInput: it is a directory or a device, or its directory is missing or not
@@ -89,7 +91,7 @@ def check_writable(path: Path, option: str) -> None:
         return
     except OSError as error:
         raise BadInput(
-            f"{option} {path} cannot be written: {error.strerror}.",
+            f"{option} {shown or path} cannot be written: {error.strerror}.",
             hint="Name a place where you may create files.",
         ) from error
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastvit_cli import backends, roofline
+from fastvit_cli.errors import summary
 from fastvit_cli.roofline import Roofline
 
 if TYPE_CHECKING:
+    from fastvit_cli.backends import Subject
     from fastvit_cli.cells import Grid
     from torch.fx import GraphModule, Node
 
@@ -77,7 +79,7 @@ class Layer:
 
 
 def measure(
-    module: GraphModule, inputs: Sequence[Any], device: str, repeats: int = REPEATS
+    module: Any, inputs: Sequence[Any], device: str, repeats: int = REPEATS
 ) -> list[Layer]:
     """Every op that computes, in the order of the graph."""
     import torch
@@ -105,32 +107,58 @@ def measure(
     ]
 
 
-def survey(
-    grids: Sequence[Grid], states: Mapping[str, Any], job: Any
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the roofline, for each model its ops and regions) as JSON, at the first batch.
+@dataclass(frozen=True)
+class Survey:
+    """The roofline, for each model its ops and regions as JSON, and what has none."""
+
+    roofline: dict[str, Any]
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+def survey(grids: Sequence[Grid], states: Mapping[str, Any], job: Any) -> Survey:
+    """Every op of every model, at the first batch size and in the first dtype.
 
     A model that has no graph, or whose graph takes no other batch, is left out.
     """
-    rows: list[dict[str, Any]] = []
-    roof: Roofline | None = None
+    made = Survey({}, [], [])
     for grid in grids:
-        first = next(iter(grid.forms.values()))
-        roof = roof or roofline.measured(first.device, first.dtype, job.threads)
-        row = _model(grid, states[grid.name], job.batches[0], roof)
+        first, dtype = next(iter(grid.forms.values())), grid.dtypes[0]
+        roof = roofline.measured(first.device, dtype, job.threads)
+        made.roofline.update(roof.to_dict())
+        try:
+            row = _model(grid, states[grid.name], (job.batches[0], dtype), roof)
+        except Exception as error:  # an op may have no kernel for the dtype
+            made.notes.append(
+                f"{grid.name}: no op is timed in {dtype}: {summary(error)}"
+            )
+            continue
         if row["forms"]:
-            rows.append(row)
-    assert roof is not None
-    return roof.to_dict(), rows
+            made.rows.append(row)
+        else:
+            why = _obstacle(first, job.batches[0])
+            made.notes.append(f"{grid.name}: {why}, so that no op is timed")
+    return made
 
 
-def _model(grid: Grid, state: Any, batch: int, roof: Roofline) -> dict[str, Any]:
+def _obstacle(subject: Subject, batch: int) -> str:
+    if subject.model is None:
+        return "an ONNX graph runs whole in its runtime"
+    fixed = not subject.dynamic_batch and batch != 1
+    return "a fixed batch size" if fixed else "no one graph"
+
+
+def _model(
+    grid: Grid, state: Any, asked: tuple[int, str], roof: Roofline
+) -> dict[str, Any]:
+    batch, dtype = asked
     found: dict[str, list[Layer]] = {}
     for form, module in _graphs(grid, state).items():
-        subject = grid.forms[form]
+        subject = replace(grid.forms[form], model=module)
         if batch == 1 or subject.dynamic_batch:
+            subject = backends.in_dtype(subject, dtype)
             inputs = backends.of_batch(subject, batch)
-            found[form] = measure(module, inputs, subject.device)
+            found[form] = measure(subject.model, inputs, subject.device)
     forms = {
         form: {
             "milliseconds": sum(layer.milliseconds for layer in layers),
@@ -141,7 +169,13 @@ def _model(grid: Grid, state: Any, batch: int, roof: Roofline) -> dict[str, Any]
     }
     both = state is not None and {"train", "fused"} <= found.keys()
     regions = saved(found["train"], found["fused"], state) if both else []
-    return {"model": grid.name, "batch": batch, "forms": forms, "regions": regions}
+    return {
+        "model": grid.name,
+        "batch": batch,
+        "dtype": dtype,
+        "forms": forms,
+        "regions": regions,
+    }
 
 
 def _graphs(grid: Grid, state: Any) -> dict[str, GraphModule]:

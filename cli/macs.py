@@ -38,6 +38,7 @@ def count(model: Any, inputs: Sequence[Any]) -> Macs:
     analysis.tracer_warnings("none")
     analysis.set_op_handle(f"aten::{ATTENTION}", attention)
     analysis.set_op_handle("aten::baddbmm", _baddbmm)
+    analysis.set_op_handle("aten::einsum", _einsum)
     counted = {k: int(v) for k, v in analysis.by_operator().items()}
     macs = {k: v for k, v in counted.items() if k in (*MULTIPLYING, ATTENTION) and v}
     missing = {
@@ -60,6 +61,22 @@ def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Any:
 
     first, second = _shape(inputs[1]), _shape(inputs[2])
     return Counter({"baddbmm": prod(first) * second[-1]})
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> Any:
+    """A product over every letter; fvcore reads it from a text that numpy rounds."""
+    from collections import Counter
+
+    from fvcore.nn.jit_handles import einsum_flop_jit
+
+    letters = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
+    if len(shapes) != 2 or "." in "".join(letters):
+        return einsum_flop_jit(inputs, outputs)
+    sizes: dict[str, int] = {}
+    for letter, size in zip("".join(letters), [*shapes[0], *shapes[1]]):
+        sizes[letter] = max(size, sizes.get(letter, 1))  # a size of one broadcasts
+    return Counter({"einsum": prod(sizes.values())})
 
 
 def _shape(value: Any) -> list[int]:

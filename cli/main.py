@@ -81,6 +81,7 @@ def run(argv: Sequence[str]) -> int:
             return 0
         return _end(f"The code of a model left with sys.exit({error.code}).", 1, debug)
     except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("Interrupted.\n")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

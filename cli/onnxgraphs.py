@@ -95,11 +95,18 @@ def open_session(path: str | Path, device: str = "cpu") -> Any:
     """A session of onnxruntime on a device, with torch's number of threads.
 
     Raises:
-        BadInput: onnxruntime has no provider for the device, or refuses the graph.
+        BadInput: onnxruntime is missing, has no provider for the device, or refuses
+            the graph.
     """
-    import onnxruntime
     import torch
 
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BadInput(
+            f"{path} is an ONNX graph, which onnxruntime runs; it is not installed.",
+            hint="pip install onnxruntime",
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

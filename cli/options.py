@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from typing import Annotated, Any
 
@@ -88,7 +89,7 @@ InputSize = Annotated[
     str | None,
     typer.Option(
         metavar="CxHxW",
-        help="Input of the model (default: the model's own).",
+        help="Input of the model, without the batch (default: the model's own).",
         rich_help_panel="Model",
     ),
 ]
@@ -161,20 +162,20 @@ def parse_choice(option: str, text: str | None, known: tuple[str, ...]) -> Any:
     return text
 
 
-def parse_size(text: str | None) -> tuple[int, int, int] | None:
-    """`3x256x256` as numbers; None where no size was given.
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """`3x256x256` as numbers, any number of them; None where no size was given.
 
     Raises:
         BadInput: it does not have that form.
     """
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+)[x×](\d+)[x×](\d+)", text.strip().lower())
-    sizes = tuple(int(part) for part in found.groups()) if found else ()
-    if len(sizes) != 3 or not all(sizes):
+    found = re.fullmatch(r"\d+([x×]\d+)*", text.strip().lower())
+    sizes = tuple(map(int, re.split("[x×]", found.group()))) if found else ()
+    if not sizes or not all(sizes):
         raise BadInput(
             f"--input-size {text!r} is not a size.",
-            hint="Give channels, height and width, as in 3x256x256.",
+            hint="Give channels, height and width, as in 3x256x256; 1x16000 for sound.",
         )
     return sizes
 
@@ -228,5 +229,9 @@ def set_threads(wanted: int | None) -> int:
         return torch.get_num_threads()
     if wanted < 1:
         raise BadInput(f"--threads {wanted} is not positive.", hint="Use 1 or more.")
+    most = os.cpu_count() or wanted
+    if wanted > most:  # they would wait for one another, for hours
+        message = f"--threads {wanted} is more than this machine's {most} processors."
+        raise BadInput(message, hint=f"Use at most {most}.")
     torch.set_num_threads(wanted)
     return wanted

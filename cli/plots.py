@@ -70,12 +70,29 @@ def _roofline(figure: Any, document: dict[str, Any]) -> None:
             style = {"alpha": 0.5, "color": COLOURS.get(form, OTHER), "linewidths": 0}
             axis.scatter(places, heights, sizes, marker=marker, label=label, **style)
     axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
-    axis.set_title(f"Roofline, {document['device']['name']}, eager")
+    row = document["layers"][0]
+    what = f"batch {row['batch']}, eager, {row['dtype']}"
+    axis.set_title(f"Roofline, {what}; an op's area is its time{_where(document)}")
+    places = [2 * op["macs"] / op["bytes"] for op in _ops(document) if op["macs"]]
+    ridge = roof["gflops"] / roof["gbs"][-1]
+    axis.set_xlim(min([*places, ridge]) / 2, max([*places, ridge]) * 4)
     legend = axis.legend(frameon=False, fontsize="small")
     for handle in legend.legend_handles:
         if hasattr(handle, "set_sizes"):
             handle.set_sizes([30])
     axis.grid(alpha=0.3)
+
+
+def _ops(document: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = [form for row in document["layers"] for form in row["forms"].values()]
+    return [op for form in rows for op in form["layers"]]
+
+
+def _where(document: dict[str, Any]) -> str:
+    """The device, on a line of its own: a picture is shown without its page."""
+    device = document["device"]
+    threads = f"{device['threads']} thread{'s' if device['threads'] != 1 else ''}"
+    return f"\n{device['name']}, {threads}"
 
 
 def _below(figure: Any, bars: list[int]) -> Any:
@@ -94,12 +111,13 @@ def _layers(figure: Any, document: dict[str, Any]) -> None:
         slow.reverse()
         names = [_ended(f"{op['name']}  {op['op']}") for op in slow]
         bars = axis.barh(range(len(slow)), [op["milliseconds"] for op in slow])
-        shares = [f" {op['share_of_roofline']:.0%}" for op in slow]
+        shares = [f" {op['share_of_roofline']:.1%}" for op in slow]
         axis.bar_label(bars, shares, fontsize=7)
         axis.set_yticks(range(len(slow)), names, fontsize=7)
         axis.margins(x=0.12)
         axis.set_xlabel("ms; per cent of the roofline")
-        axis.set_title(f"{row['model']}, {form}, batch {row['batch']}, eager")
+        place = f"batch {row['batch']}, eager, {row['dtype']}"
+        axis.set_title(f"{row['model']}, {form}, {place}{_where(document)}")
 
 
 def _ended(text: str) -> str:
@@ -126,4 +144,5 @@ def _backends(figure: Any, document: dict[str, Any]) -> None:
         axis.set_yticks(range(len(mine)), names, fontsize=8)
         axis.margins(x=0.15)
         axis.set_xlabel("ms")
-        axis.set_title(f"batch {batch}")
+        model = "" if several else f"{found[0]['model']}, "
+        axis.set_title(f"{model}batch {batch}{_where(document)}")

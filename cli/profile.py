@@ -16,7 +16,7 @@ from fastvit_cli import timing
 from fastvit_cli.backends import ANY, BACKENDS
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.console import Screen, Stage, open_screen
-from fastvit_cli.errors import BadInput, JobFailed
+from fastvit_cli.errors import BadInput, JobFailed, Stop
 from fastvit_cli.files import all_or_nothing, check_writable, folder_for_files
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Profile:
     layers: list[dict[str, Any]] = field(default_factory=list)
     roofline: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: dict[str, Stop] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of the command, schema version 1."""
@@ -130,6 +131,7 @@ class Profile:
             "roofline": self.roofline,
             "layers": self.layers,
             "notes": self.notes,
+            "failed": {text: error.line for text, error in self.failed.items()},
         }
 
 
@@ -254,11 +256,25 @@ def _run(job: Job, screen: Screen) -> None:
     document = result.to_dict()
     _pictures(job, document)
     screen.emit(document)
+    _end(result)
+
+
+def _end(result: Profile) -> None:
+    """Say, once all else is shown, that something could not be measured.
+
+    Raises:
+        JobFailed: no cell ran, or a model's fused form is not equal.
+        BadInput: one of several models could not be loaded.
+    """
     if not any(cell.timing for cell in result.cells):
-        raise JobFailed(
-            f"nothing could be measured: {result.cells[0].skipped}.",
-            hint="See --debug, or choose another --backend.",
-        )
+        why = result.cells[0].skipped.rstrip(".")
+        hint = "See --debug, or choose another --backend."
+        if "memory" in why:
+            hint = "Use a smaller --batch."
+        raise JobFailed(f"nothing could be measured: {why}.", hint=hint)
+    if result.failed:
+        text, error = next(iter(result.failed.items()))
+        raise type(error)(f"{text}: {error}", hint=error.hint)
 
 
 def _pictures(job: Job, document: dict[str, Any]) -> None:
@@ -283,11 +299,22 @@ def _prepare(
     states: dict[str, Any] = {}
     for text in job.models:
         stage(f"load {text}")
-        made = subjects.prepare(text, job, scratch, stage)
+        try:
+            made = subjects.prepare(text, job, scratch, stage)
+        except Stop as error:
+            if len(job.models) == 1:
+                raise
+            result.failed[text] = error
+            result.notes.append(f"{text} is left out: {error.line.rstrip('.')}")
+            continue
+        if made.unequal is not None:
+            result.failed[text] = made.unequal
         grids.append(made.grid)
         states[text] = made.state
         result.models.append(made.facts)
         result.notes += made.notes
+    if not grids:
+        raise next(iter(result.failed.values()))
     return result, grids, states
 
 
@@ -303,13 +330,9 @@ def _conclude(
 
     if job.layers or job.html or job.png:
         stage("time every op")
-        result.roofline, result.layers = layers.survey(grids, states, job)
-        timed = {row["model"] for row in result.layers}
-        for grid in (grid for grid in grids if grid.name not in timed):
-            first = next(iter(grid.forms.values()))
-            fixed = not first.dynamic_batch and job.batches[0] != 1
-            why = "a fixed batch size" if fixed else "no one graph"
-            result.notes.append(f"{grid.name}: {why}, so that no op is timed")
+        survey = layers.survey(grids, states, job)
+        result.roofline, result.layers = survey.roofline, survey.rows
+        result.notes += survey.notes
     result.notes += _notes(result)
     words = recipe_words(job.options)
     tuning = ["--tune", "--threads", str(job.threads), "--batch", str(job.batches[0])]

@@ -45,7 +45,10 @@ def conclusion(out: Console, result: Profile, layers: int = 0) -> None:
         regions(out, row)
     for note in result.notes:
         out.print(Text(f"Note: {note}.", "yellow"))
-    advice(out, result.advice)
+    for batch in dict.fromkeys(row.cell.batch for row in result.advice):
+        ranking(out, result, batch)
+    timed = any(cell.timing for cell in result.cells)
+    advice(out, result.advice, timed=timed)
 
 
 def _table(*columns: tuple[str, bool], title: str | None = None) -> Table:
@@ -112,12 +115,14 @@ def _times(found: dict[str, int]) -> str:
 def measurements(cells: list[Cell]) -> tuple[Table, int]:
     """The cells of one model at one batch size; times are of the whole batch."""
     columns = [("Form", False), ("Backend", False), ("Dtype", False)]
-    numbers = ("ms", "±", "x", "Error ratio", "Peak")
+    numbers = ("ms", "±", "x", "Error", "Peak")
     table = _table(
         *columns,
         *((name, True) for name in numbers),
         title=f"{cells[0].model}, batch {cells[0].batch}",
     )
+    for column in table.columns:
+        column.no_wrap = True  # a name that is cut in two cannot be copied
     rows: list[Any] = [cell for cell in cells if cell.timing]
     best = min(rows, key=lambda cell: cell.timing.median)
     for cell in rows:
@@ -156,7 +161,8 @@ def slowest(
         *((name, True) for name in ("ms", "GFLOP/s", "GB/s")),
         ("Bound", False),
         ("Roof", True),
-        title=f"Slowest ops of {row['model']}, {form}, batch {row['batch']}, eager",
+        title=f"Slowest ops of {row['model']}, {form}, batch {row['batch']}, eager, "
+        f"{row['dtype']}",
     )
     for layer in layers:
         figures = [f"{layer[key]:.3g}" for key in ("milliseconds", "gflops", "gbs")]
@@ -185,6 +191,7 @@ def regions(out: Console, row: dict[str, Any]) -> None:
     table = _table(
         ("Regions fused", False),
         *((name, True) for name in ("Number", "ms before", "ms after")),
+        title=f"Eager, {row['dtype']}",
     )
     for kind, found in kinds.items():
         sums = [f"{sum(r[key] for r in found):.3g}" for key in ("before", "after")]
@@ -199,16 +206,43 @@ def skipped(out: Console, cells: list[Cell]) -> None:
         (cell.backend, cell.skipped): None for cell in cells if cell.skipped
     }
     for backend, reason in reasons:
-        out.print(Text(f"{backend} was left out: {reason}.", "yellow"))
+        out.print(Text(f"{backend} was left out: {reason.rstrip('.')}.", "yellow"))
 
 
-def advice(out: Console, rows: list[Any]) -> None:
+def ranking(out: Console, result: Profile, batch: int) -> None:
+    """The fastest equal form of each model, fastest first; for one model nothing."""
+    facts = {row["model"]: row["forms"] for row in result.models}
+    best: dict[str, Any] = {}
+    for row in result.advice:
+        if row.cell.batch == batch:
+            best.setdefault(row.cell.model, row.cell)
+    if len(best) < 2:
+        return
+    table = _table(
+        ("Model", False),
+        ("Form", False),
+        ("Backend", False),
+        *((name, True) for name in ("Params", "MACs", "ms", "samples/s")),
+        title=f"The fastest equal form of each, batch {batch}",
+    )
+    for cell in sorted(best.values(), key=lambda cell: cell.timing.median):
+        own = facts[cell.model].get(cell.form, {})
+        figures = [human(own.get(key)) for key in ("params", "macs")]
+        took = cell.timing.median
+        figures += [f"{took:.2f}", f"{1e3 * batch / took:,.0f}"]
+        table.add_row(cell.model, cell.form, cell.backend, *figures)
+    _put(out, table, 3)
+
+
+def advice(out: Console, rows: list[Any], *, timed: bool) -> None:
     """What to use, and how to get it."""
-    if not rows:
+    if not rows and timed:
         out.print(Text("No form was shown equal, so none is recommended.", "bold red"))
     for row in rows:
         out.print()
-        out.print(Text(f"{row.sentence}.", "bold green"))
+        out.print(Text(f"{row.sentence}.", "bold green"), soft_wrap=True)
         if row.command:
             out.print(f"  make: {row.command}", soft_wrap=True)
+        if row.note:
+            out.print(Text(f"        ({row.note})", "dim"), soft_wrap=True)
         out.print(f"  run:  {row.usage}", soft_wrap=True)

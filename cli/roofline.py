@@ -25,6 +25,7 @@ from fastvit_cli.files import all_or_nothing
 
 PRODUCTS = (512, 1024, 2048)
 COPIES = tuple(2**power for power in (18, 20, 22, 24, 26, 28))  # bytes moved
+BEYOND = 20.0  # times what is measured now: a clock that jumped, another device
 SECONDS = 0.05  # of copies of one size
 ROW = ("runs", "gflops", "gbs", "bettered")  # of the cache
 
@@ -78,7 +79,9 @@ def measured(device: str, dtype: str, threads: int) -> Roofline:
     key = "|".join((machine.name(device), dtype, str(threads), version))
     found = measure(device, dtype)
     known = _read(path)
-    row = known.get(key, {"runs": 0, "gflops": 0.0, "gbs": [0.0] * len(COPIES)})
+    row = known.get(key, {})
+    if not row or _is_beyond(row, found):
+        row = {"runs": 0, "gflops": 0.0, "gbs": [0.0] * len(COPIES)}
     gflops = max(row["gflops"], found.gflops)
     gbs = [max(pair) for pair in zip(row["gbs"], found.gbs)]
     same = (gflops, gbs) == (row["gflops"], row["gbs"])
@@ -87,6 +90,12 @@ def measured(device: str, dtype: str, threads: int) -> Roofline:
     new = {"runs": runs, "gflops": gflops, "gbs": gbs, "bettered": day}
     _write(path, {**known, key: new})
     return Roofline(gflops, tuple(gbs), COPIES, runs, day)
+
+
+def _is_beyond(row: dict[str, Any], found: Roofline) -> bool:
+    """Whether what was kept is no figure of a device that is now so much slower."""
+    kept, now = [row["gflops"], *row["gbs"]], [found.gflops, *found.gbs]
+    return any(old > BEYOND * new for old, new in zip(kept, now))
 
 
 def measure(

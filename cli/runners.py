@@ -228,6 +228,6 @@ def _onnx(text: str, options: ModelOptions) -> Runner:
         size = "x".join(str(side) for side in made.card.input_size)
         raise BadInput(
             f"{text} cannot take an input of {size} in {made.dtype}: {summary(error)}.",
-            hint="Give the size that it takes with --input-size CxHxW.",
+            hint="Give the size that it takes with --input-size, as in 3x256x256.",
         ) from error
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from dataclasses import dataclass, replace
@@ -337,5 +338,18 @@ def try_once(loaded: Loaded) -> None:
         raise BadInput(
             f"{loaded.name} cannot take an input of {size} in {loaded.dtype}: "
             f"{summary(error)}.",
-            hint="Give the size that it takes with --input-size CxHxW.",
+            hint=_how_to_feed(run),
         ) from error
+
+
+def _how_to_feed(model: Any) -> str:
+    """What to do where a model does not take the input that was made for it."""
+    required = [
+        parameter
+        for parameter in inspect.signature(model.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if len(required) > 1:
+        return "Name a factory that returns (model, inputs), all of them as tensors."
+    return "Give the size that it takes with --input-size, as in 3x256x256 or 1x16000."

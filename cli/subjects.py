@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvit_cli import backends, cells, macs, runners, tune_view, tuner
 from fastvit_cli.backends import TUNED_IN
-from fastvit_cli.errors import BadInput, JobFailed, summary
+from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
 from fastvit_cli.measured import Setting
 from fastvit_cli.onnx_plans import Exports
 from fastvit_cli.plans import Task
@@ -27,20 +27,23 @@ class Made:
     Attributes:
         facts: its JSON: parameters, MACs and ops of each form.
         state: what the compiler's stages made; None where there is nothing to fuse.
+        unequal: what is wrong with its fused form, which is then not measured.
     """
 
     grid: cells.Grid
     facts: dict[str, Any]
     notes: list[str]
     state: Any
+    unequal: JobFailed | None = None
 
 
 def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) -> Made:
     """Load a model and fuse it.
 
+    A model that has no fused form is measured as it is, and a note says why.
+
     Raises:
         BadInput: MODEL or an option is at fault.
-        JobFailed: its fused form is not equal.
     """
     import torch
 
@@ -52,10 +55,14 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     model = runner.model if runner.form == "module" else runner.call
     forms = {as_loaded: model if runner.model is not None else None}
     notes = [*runner.notes]
-    state = None
+    state, unequal = None, None
     if as_loaded == "train" and runner.model is not None:
         stage(f"fuse {text}")
-        forms["fused"], state = fuse(runner)
+        try:
+            forms["fused"], state = fuse(runner)
+        except Stop as error:
+            unequal = error if isinstance(error, JobFailed) else None
+            notes.append(f"{text}: it has no fused form: {error.line.rstrip('.')}")
     tuned = _tuned(runner, job, scratch, stage) if len(forms) == 2 else {}
     own = {name: _written(runner, it) for name, it in tuned.items() if it.plan}
     if "eager" in own:
@@ -89,7 +96,7 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         notes.append(f"{text}: {_untuned(len(forms) == 2)}")
     for document in documents.values():
         notes.append(f"{text}: {tune_view.sentence(document).rstrip('.')}")
-    return Made(grid, facts, notes, state)
+    return Made(grid, facts, notes, state, unequal)
 
 
 def _untuned(fusible: bool) -> str:
@@ -117,13 +124,12 @@ def fuse(runner: runners.Runner) -> tuple[Any, Any]:
             result = rc.fuse(runner.model, runner.inputs)
             module, report = result.model, result.report
     except rc.RepCompilerError as error:
-        message = f"{runner.name}: {error.args[0] if error.args else error}"
+        message = str(error.args[0] if error.args else error)
         raise BadInput(message, hint=error.hint) from error
     verdict = report.equivalence
     if not verdict.ok:
         raise JobFailed(
-            f"{runner.name}: the fused form is not shown to be equal: "
-            f"{verdict.verdict}.",
+            f"what fusing gives is not shown to be equal: {verdict.verdict}.",
             hint="Run `fastvit fuse` on it for the report.",
         )
     return module, state

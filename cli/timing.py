@@ -39,12 +39,14 @@ class Timing:
         spread: half the distance of the quartiles, relative to the median.
         best: the fastest call.
         calls: how many were counted.
+        tail: the time that nine calls of ten stay below.
     """
 
     median: float
     spread: float
     best: float
     calls: int
+    tail: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
         """The fields by their JSON names."""
@@ -52,6 +54,7 @@ class Timing:
             "milliseconds": self.median,
             "spread": self.spread,
             "best_milliseconds": self.best,
+            "p90_milliseconds": self.tail,
             "calls": self.calls,
         }
 
@@ -94,11 +97,12 @@ def summarise(rounds: list[list[float]]) -> Timing:
     """The calls of all rounds in four figures."""
     calls = [1e3 * seconds for counted in rounds for seconds in counted]
     middle = statistics.median(calls)
-    spread = 0.0
+    spread, tail = 0.0, middle
     if len(calls) > 1:
         low, _, high = statistics.quantiles(calls, n=4)
         spread = (high - low) / 2 / middle
-    return Timing(middle, spread, min(calls), len(calls))
+        tail = statistics.quantiles(calls, n=10, method="inclusive")[-1]
+    return Timing(middle, spread, min(calls), len(calls), tail)
 
 
 def ratio(ours: list[list[float]], theirs: list[list[float]]) -> float:

@@ -50,6 +50,29 @@ def branching():
             return super().forward(x) * len(raise_on) * 2
     return Branching()
 
+def pair():
+    class Pair(Net):
+        def forward(self, x, y):
+            return super().forward(x) + super().forward(y * 2)
+    return Pair(), (torch.randn(1, 3, 9, 9), torch.randn(1, 3, 5, 5))
+
+def alone():
+    return pair()[0]
+
+def no_inputs():
+    return Small(), ["x"]
+
+def sound():
+    class Sound(nn.Sequential):
+        default_input_size = (2, 40)
+    return Sound(nn.Conv1d(2, 4, 5, bias=False), nn.BatchNorm1d(4), nn.ReLU())
+
+def chance():
+    class Chance(Small):
+        def forward(self, x):
+            return super().forward(x) if float(x.sum()) < 1e9 else x
+    return Chance()
+
 def fails():
     raise ValueError("no such backbone\\nsecond line")
 

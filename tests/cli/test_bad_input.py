@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import typer
@@ -58,7 +60,8 @@ CASES = [
         "twice",
         "once",
     ),
-    (["fuse", "net.py:build", "--input-size", "16"], "is not a size", "3x256x256"),
+    (["fuse", "net.py:build", "--input-size", "3x"], "is not a size", "1x16000"),
+    (["fuse", "net.py:build", "--input-size", "16"], "an input of 16", "3x256x256"),
     (["fuse", "net.py:build", "--input-size", "3x0x9"], "is not a size", "3x256x256"),
     (["fuse", "net.py:build", "--input-size", "1x9x9"], "3 channels", "--input-size"),
     (["fuse", "net.py:build", "--dtype", "int8"], "int8 is not known", "bfloat16"),
@@ -75,6 +78,9 @@ CASES = [
     (["fuse", "net.py:build", "--report", "gone/r.json"], "no directory", "mkdir"),
     (["fuse", "net.py:build", "--json", "gone/r.json"], "no directory", "mkdir"),
     (["fuse", "net.py:build", "-o", "/proc/net.pt2"], "cannot be written", "Name a"),
+    (["fuse", "net.py:alone"], "missing 1 required", "returns (model, inputs)"),
+    (["fuse", "net.py:no_inputs"], "example inputs that are no tensors", "(model, "),
+    (["profile", "net.py:build", "--png", "/proc/zz"], "--png /proc/zz", "Name a"),
     (["models", "zzzzzzzz"], "no model 'zzzzzzzz'", "fastvit models"),
 ]
 
@@ -269,3 +275,14 @@ def test_a_certificate_of_a_model_without_one_graph_is_refused(fastvit, folder):
     assert result.code == 2
     assert "has no graph as a whole" in result.err
     assert not (folder / "c.json").exists()
+
+
+def test_an_onnx_graph_without_onnxruntime_says_how_to_get_it(
+    fastvit, net, folder, monkeypatch
+):
+    assert fastvit("fuse", net, "-o", "net.onnx").code == 0
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = fastvit("profile", "net.onnx", "--backend", "openvino")
+    assert result.code == 2
+    assert "net.onnx is an ONNX graph" in result.error
+    assert "pip install onnxruntime" in result.error

@@ -91,13 +91,13 @@ def test_a_roofline_is_the_best_that_was_ever_measured_and_says_when(
     assert roofline.measured("cpu", "float32", 2).gbs[0] == 9.0
 
 
-WHOLE = {"runs": 1, "gflops": 1e9, "gbs": [1e9] * 6, "bettered": "2026-01-01"}
+WHOLE = {"runs": 1, "gflops": 200.0, "gbs": [20.0] * 6, "bettered": "2026-01-01"}
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        *(3, {}, {"runs": 9}, {**WHOLE, "gbs": 7}, {**WHOLE, "gbs": [1e9]}),
+        *(3, {}, {"runs": 9}, {**WHOLE, "gbs": 7}, {**WHOLE, "gbs": [20.0]}),
         *({**WHOLE, "gflops": "1"}, {**WHOLE, "gflops": float("inf")}),
         *({**WHOLE, "bettered": "today"}, {**WHOLE, "bettered": None}),
     ],
@@ -108,7 +108,16 @@ def test_a_damaged_row_is_measured_again(cache, row):
     cache.write_text(json.dumps({key: row}))
     assert roofline.measured("cpu", "float32", 1).gflops == 50.0
     cache.write_text(json.dumps({key: WHOLE}))
-    assert roofline.measured("cpu", "float32", 1).gflops == 1e9
+    assert roofline.measured("cpu", "float32", 1).gflops == 200.0
+
+
+@pytest.mark.parametrize("wrong", [{"gflops": 1e9}, {"gbs": [1e9, *[20.0] * 5]}])
+def test_a_figure_that_no_device_reaches_is_forgotten(cache, wrong):
+    roofline.measured("cpu", "float32", 1)
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: {**WHOLE, **wrong}}))
+    found = roofline.measured("cpu", "float32", 1)
+    assert (found.gflops, found.gbs[0], found.runs) == (50.0, 5.0, 1)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 3}'])
@@ -159,6 +168,19 @@ def test_a_profile_times_every_op_and_region(fastvit, net, cache, folder):
         "roofline.png",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_ops_are_timed_in_the_dtype_that_is_asked_for(fastvit, net, cache, folder):
+    words = ("--backend", "eager", "--seconds", "0", "--dtype", "bfloat16")
+    result = fastvit("profile", net, *words, "--layers", 1, "--json", "-")
+    assert result.code == 0, result.err
+    (row,) = json.loads(result.out)["layers"]
+    assert row["dtype"] == "bfloat16"
+    conv = row["forms"]["fused"]["layers"][0]
+    numbers = 3 * 16 * 16 + 4 * 16 * 16 + 4 * 3 * 3 * 3 + 4
+    assert conv["bytes"] == 2 * numbers
+    assert "|bfloat16|" in cache.read_text()
+    assert "batch 1, eager, bfloat16" in " ".join(result.err.split())
 
 
 def test_a_model_without_one_graph_is_profiled_as_a_whole(fastvit, asks, cache):

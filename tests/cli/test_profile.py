@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
-from fastvit_cli import advice, backends, cells, macs, profile, timing
+from fastvit_cli import advice, backends, cells, macs, profile, subjects, timing
 from fastvit_cli.cells import Cell
+from fastvit_cli.errors import JobFailed
 from helpers import randomise
 from torch import nn
 
@@ -74,9 +76,56 @@ def test_several_models_stand_side_by_side(fastvit, net):
     assert {row["model"] for row in document["recommendations"]} == {net, other}
 
 
+def test_one_model_that_cannot_be_loaded_stops_no_other(fastvit, net, folder):
+    bad = net.replace("build", "fails")
+    result = fastvit("profile", bad, net, *FEW, "--json", "p.json")
+    document = json.loads((folder / "p.json").read_text())
+    assert [row["model"] for row in document["models"]] == [net]
+    assert list(document["failed"]) == [bad]
+    assert "no such backbone" in document["failed"][bad]
+    assert result.code == 2
+    assert result.error.startswith(f"Error: {bad}")
+    assert fastvit("profile", bad, *FEW).code == 2
+
+
+def test_a_model_that_cannot_be_fused_is_measured_as_it_is(fastvit, net):
+    asks = net.replace("build", "chance")
+    result = fastvit("profile", asks, *FEW, "--json", "-")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert {row["form"] for row in document["measurements"]} == {"train"}
+    assert any("it has no fused form" in note for note in document["notes"])
+    assert document["recommendations"][0]["usage"].startswith("model.eval()")
+
+
+def test_a_fused_form_that_is_not_equal_fails_after_the_rest_is_shown(
+    fastvit, net, folder, monkeypatch
+):
+    def unequal(runner):
+        raise JobFailed("what fusing gives is not shown to be equal: different.")
+
+    monkeypatch.setattr(subjects, "fuse", unequal)
+    result = fastvit("profile", net, *FEW, "--json", "p.json")
+    assert result.code == 1
+    assert f"{net}: what fusing gives is not shown to be equal" in result.error
+    rows = json.loads((folder / "p.json").read_text())["measurements"]
+    assert {row["form"] for row in rows} == {"train"}
+
+
+def test_sound_and_several_inputs_are_profiled_too(fastvit, net):
+    sound, pair = net.replace("build", "sound"), net.replace("build", "pair")
+    result = fastvit("profile", sound, pair, *FEW, "--batch", 2, "--json", "-")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert [row["input_size"] for row in document["models"]] == [[2, 40], [3, 9, 9]]
+    assert all(row["equal"] for row in document["measurements"])
+    assert {row["form"] for row in document["measurements"]} == {"train", "fused"}
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
+        (("--threads", "9999"), "--threads 9999 is more than this machine's"),
         (("--backend", "tensorrt"), "--backend tensorrt is not known"),
         (("--batch", "0"), "--batch 0 is not positive"),
         (("--batch", "2", "--batch", "2"), "--batch is given twice"),
@@ -124,7 +173,10 @@ def test_several_models_have_a_table_each(fastvit, net):
     assert result.code == 0
     assert f"{net}, batch 1" in result.out
     assert f"{other}, batch 1" in result.out
-    assert max(len(row) for row in result.out.splitlines() if "make:" not in row) <= 80
+    whole = ("make:", "run:", "on this device")  # lines to copy, or to search for
+    rows = [r for r in result.out.splitlines() if not any(word in r for word in whole)]
+    assert max(map(len, rows)) <= 80
+    assert "The fastest equal form of each, batch 1" in result.out
 
 
 def test_a_backend_that_is_not_here_says_how_to_get_it(fastvit, net, monkeypatch):
@@ -158,7 +210,8 @@ def test_a_fast_wrong_form_is_never_advised():
     rows = [made("train", 10.0, 1.0), made("fused", 1.0, 9.0), made("fused", 2.0, None)]
     (advised,) = advice.advise(rows, {"fused": []})
     assert advised.cell is rows[0]
-    assert "no faster than" in advised.sentence
+    assert "nothing that is equal is faster" in advised.sentence
+    assert (advised.command, advised.usage) == ("", "model.eval()")
 
 
 def test_the_fastest_equal_form_is_advised_with_its_command():
@@ -174,6 +227,49 @@ def test_the_fastest_equal_form_is_advised_with_its_command():
     assert low.cell is rows[2]
     assert "bf16" in low.usage
     assert "as exact as bfloat16 allows" in low.sentence
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "usage"),
+    [
+        ("eager", "bfloat16", "model.eval().to(torch.bfloat16)"),
+        (
+            "onnxruntime",
+            "float32",
+            "torch.onnx.export(model, inputs, 'net.onnx', dynamo=True); "
+            "onnxruntime.InferenceSession('net.onnx')",
+        ),
+    ],
+)
+def test_a_model_that_is_best_as_it_is_names_no_file_that_nobody_writes(
+    backend, dtype, usage
+):
+    rows = [made("train", 9.0, 1.0), made("train", 1.0, 1.0, backend=backend)]
+    rows = [replace(row, dtype=dtype) for row in rows]
+    (advised,) = advice.advise(rows, {"fused": []})
+    assert (advised.command, advised.usage) == ("", usage)
+
+
+def test_what_is_tuned_again_may_turn_out_otherwise_and_that_is_said():
+    rows = [made("train", 9.0, 1.0), made("tuned", 1.0, 1.0)]
+    (advised,) = advice.advise(rows, {"fused": [], "tuned": ["--tune"]})
+    assert "tunes again" in advised.note and advised.to_dict()["note"] == advised.note
+    assert advice.advise(rows[:1], {})[0].note == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "stem"),
+    [
+        ("fastvit_t8@weights/a.pth", "fastvit_t8"),
+        ("timm:resnet18.a1_in1k", "timm_resnet18.a1_in1k"),
+        ("own/net.py:build", "net-build"),
+        ("own/net.py:Small", "net-Small"),
+        ("some/where/t8.pt2", "t8"),
+        ("package.module:make", "package.module_make"),
+    ],
+)
+def test_files_of_two_models_have_two_names(model, stem):
+    assert advice.stem(model) == stem
 
 
 def test_of_two_forms_as_fast_the_simpler_backend_is_advised():
@@ -302,6 +398,30 @@ def test_attention_is_counted_as_by_hand(fused):
     assert counted.total == count(net, (x,))[1]
     if not fused:
         assert counted.uncounted["softmax"] == 1
+
+
+class Einsum(nn.Module):
+    """The products of a text, of which numpy would say 2.097e+06."""
+
+    def __init__(self, text: str, other: tuple[int, ...]) -> None:
+        super().__init__()
+        self.text, self.other = text, nn.Parameter(torch.randn(other))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum(self.text, x, self.other)
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "other", "by_hand"),
+    [
+        ("bij,jk->bik", (2, 129, 77), (77, 131), 2 * 129 * 77 * 131),
+        ("b c h w, o c -> b o h w", (1, 13, 9, 11), (17, 13), 13 * 9 * 11 * 17),
+        ("bhi,bhj->bij", (2, 3, 129), (1, 3, 131), 2 * 3 * 129 * 131),
+    ],
+)
+def test_einsum_is_counted_to_the_unit(text, size, other, by_hand):
+    net, x = Einsum(text, other).eval(), torch.randn(size)
+    assert macs.count(net, (x,)).by_operator == {"einsum": by_hand}
 
 
 def test_fastvit_with_attention_is_counted_alike_by_both_counters():
