@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,8 @@ def advise(cells: Sequence[Cell], options: Options) -> list[Advice]:
             continue
         best = float("inf")
         for dtype in dict.fromkeys(c.dtype for c in rows):
-            pick = _fastest(c for c in rows if c.equal and c.dtype == dtype)
+            equal = [c for c in rows if c.equal and c.dtype == dtype]
+            pick = _fastest(equal, options)
             if pick is None or pick.timing.median > best * (1 - TIE):
                 continue
             best = pick.timing.median
@@ -115,16 +116,24 @@ def _baseline(rows: Sequence[Cell]) -> Cell | None:
     return next((c for c in first if c.backend == "eager"), next(iter(first), None))
 
 
-def _fastest(rows: Iterable[Cell]) -> Any:
-    """The fastest; among those that are as fast within noise, the simplest."""
-    rows = list(rows)
+def _fastest(rows: Sequence[Cell], options: Options) -> Any:
+    """The fastest; among those that are as fast within noise, the simplest.
+
+    A graph of a runtime that a command here makes is simpler than one to be exported.
+    """
     if not rows:
         return None
     best = min(rows, key=lambda c: c.timing.median)
     noise = max(TIE, best.timing.spread / 2)
     tied = [c for c in rows if c.timing.median <= best.timing.median * (1 + noise)]
     order = list(BACKENDS)
-    return min(tied, key=lambda c: (c.form != best.form, order.index(c.backend)))
+
+    def effort(cell: Cell) -> tuple[bool, bool, int]:
+        graph = BACKENDS[cell.backend].artefact == ".onnx"
+        by_hand = graph and cell.form not in options and len(options) > 0
+        return by_hand, cell.form != best.form, order.index(cell.backend)
+
+    return min(tied, key=effort)
 
 
 def _recipe(cell: Cell, options: Options) -> tuple[str, str]:

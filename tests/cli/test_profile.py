@@ -277,6 +277,12 @@ def test_of_two_forms_as_fast_the_simpler_backend_is_advised():
     assert advice.advise(rows, {"fused": []})[0].cell is rows[1]
 
 
+def test_of_two_graphs_as_fast_the_one_that_a_command_makes_is_advised():
+    more = {"backend": "onnxruntime"}
+    rows = [made("train", 5.0, 1.0, **more), made("fused", 5.05, 1.0, **more)]
+    assert advice.advise(rows, {"fused": []})[0].cell is rows[1]
+
+
 def test_errors_are_those_of_the_compilers_own_check():
     generator = torch.Generator().manual_seed(0)
     model = nn.Linear(6, 4)
