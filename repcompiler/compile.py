@@ -32,6 +32,7 @@ from repcompiler.parts import Pipeline
 from repcompiler.prepare import prepare
 from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
+from repcompiler.region_error import region_error
 from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
 from repcompiler.report import FuseReport, VerifyReport
 from repcompiler.rewrite import Rewritten, rewrite
@@ -43,7 +44,6 @@ from repcompiler.verify import (
     MAX_ERROR_RATIO,
     compare,
     exactness,
-    region_error,
     sample_batches,
 )
 from repcompiler.whole import DOOR, fuse_parts

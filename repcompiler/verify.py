@@ -1,10 +1,6 @@
-"""Equality is shown, not assumed: each region first, then the whole model.
+"""Equality of whole models is shown, not assumed; regions come first (`region_error`).
 
-A region is affine, so a few probes decide: zero finds the bias, noise finds the map.
-Its error is judged per output channel against |A||x| + |b|, not against the output
-(which may cancel) nor the largest channel (which hides the others).
-
-The whole model has two tests. `exactness`: with kernels kept in float64 it agrees with
+There are two tests. `exactness`: with kernels kept in float64 it agrees with
 the original in float64. `error_ratio`: in its own dtype it is at most `MAX_ERROR_RATIO`
 times as far from that reference as the original was. No tolerance is tuned by hand.
 """
@@ -12,20 +8,18 @@ times as far from that reference as the original was. No tolerance is tuned by h
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import UnsupportedInput
 from repcompiler.held import left_as_found
 from repcompiler.outputs import Names, run, run_watched, tensor_under, try_run
-from repcompiler.probes import PROBE_SCALES
 from repcompiler.report import VerifyReport
 
 EXACT = 1e-9
@@ -33,87 +27,6 @@ MAX_ERROR_RATIO = 8.0
 _LOST = "an output is not finite where the original's is"
 
 Runnable = nn.Module | torch.export.ExportedProgram
-Shapes = tuple[tuple[int, ...], ...]
-
-
-# ---- one region --------------------------------------------------------------------
-
-
-def region_error(
-    original: GraphModule,
-    fused: GraphModule,
-    shapes: Sequence[Shapes],
-    channel_axis: int | None,
-) -> float | None:
-    """Largest error of `fused` relative to |A||x| + |b|, over shapes and probes.
-
-    Both are float64 functions of the same sources. Shapes that the original itself does
-    not take are skipped; None if it took none of them. The fused graph is used up.
-    """
-    generator = torch.Generator().manual_seed(0)
-    errors: list[tuple[list[Tensor], Tensor]] = []
-    with torch.no_grad():
-        for inputs in _probes(shapes, generator):
-            try:
-                expected: Tensor = original(*inputs)
-            except (RuntimeError, ValueError, IndexError):
-                continue
-            try:
-                found: Tensor = fused(*inputs)
-            except (RuntimeError, ValueError, IndexError):
-                return float("inf")
-            if expected.shape != found.shape:
-                return float("inf")
-            errors.append((inputs, expected - found))
-        for parameter in fused.parameters():  # |A| and |b|, from here on
-            parameter.abs_()
-        ratios = [
-            _relative(error, fused(*(value.abs() for value in inputs)), channel_axis)
-            for inputs, error in errors
-        ]
-    return max(ratios, default=None)
-
-
-def _probes(
-    shapes: Sequence[Shapes], generator: torch.Generator
-) -> Iterator[list[Tensor]]:
-    """Noise of every scale: in the rows of one batch, or else one after the other."""
-    scales = torch.tensor(PROBE_SCALES, dtype=torch.float64)
-    for sizes in shapes:
-        noise = [
-            torch.randn(size, generator=generator, dtype=torch.float64)
-            for size in sizes
-        ]
-        if all(size[0] == len(scales) for size in sizes):
-            yield [n * scales.reshape(-1, *([1] * (n.dim() - 1))) for n in noise]
-        else:
-            yield from ([n * scale for n in noise] for scale in scales)
-
-
-def _relative(difference: Tensor, limit: Tensor, axis: int | None) -> float:
-    """max over rows and channels of max|difference| / max limit, over positions."""
-    if difference.numel() == 0:
-        return 0.0
-    errors, limits = (_by_channel(value, axis) for value in (difference, limit))
-    ratio = torch.where(errors == 0, torch.zeros_like(errors), errors / limits)
-    return float(ratio.nan_to_num(nan=float("inf")).amax())
-
-
-def _by_channel(value: Tensor, axis: int | None) -> Tensor:
-    """The largest magnitude for each row (probe) and each channel."""
-    magnitude = value.abs()
-    if axis is None or magnitude.dim() < 2:
-        return magnitude.flatten(1).amax(1) if magnitude.dim() > 1 else magnitude
-    if magnitude.dim() == -axis:  # the channels come first: there are no rows
-        return magnitude.flatten(1).amax(1)
-    return (
-        magnitude.movedim(axis, 1).flatten(2).amax(2)
-        if magnitude.dim() > 2
-        else magnitude
-    )
-
-
-# ---- whole models ------------------------------------------------------------------
 
 
 def verify(

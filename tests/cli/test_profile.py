@@ -1,4 +1,4 @@
-"""`fastvit profile`: its cells, its counts, and advice that speed alone cannot buy."""
+"""`fastvit profile`: its cells, their timing and what it shows of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import pytest
 import torch
-from fastvit_cli import advice, backends, cells, macs, profile, subjects, timing
+from fastvit_cli import backends, cells, profile, subjects, timing
 from fastvit_cli.cells import Cell
 from fastvit_cli.errors import JobFailed
 from helpers import randomise
 from torch import nn
 
 import repcompiler as rc
-from repcompiler.counting import count
 
 FEW = ("--backend", "eager", "--backend", "eager-channels-last", "--seconds", "0")
 
@@ -191,96 +189,7 @@ def test_a_backend_that_is_not_here_says_how_to_get_it(fastvit, net, monkeypatch
     assert "pip install openvino" in alone.err
 
 
-# ---- accuracy before speed ----------------------------------------------------------
-
-
-def made(form: str, milliseconds: float, ratio: float | None, **more) -> Cell:
-    row = {"backend": "eager", "dtype": "float32", "batch": 1, **more}
-    return Cell(
-        "net",
-        form,
-        **row,
-        timing=timing.Timing(milliseconds, 0.0, milliseconds, 9),
-        error_ratio=ratio,
-        distance=1e-7,
-    )
-
-
-def test_a_fast_wrong_form_is_never_advised():
-    rows = [made("train", 10.0, 1.0), made("fused", 1.0, 9.0), made("fused", 2.0, None)]
-    (advised,) = advice.advise(rows, {"fused": []})
-    assert advised.cell is rows[0]
-    assert "nothing that is equal is faster" in advised.sentence
-    assert (advised.command, advised.usage) == ("", "model.eval()")
-
-
-def test_the_fastest_equal_form_is_advised_with_its_command():
-    rows = [
-        made("train", 10.0, 1.0),
-        made("fused", 5.0, 2.0, backend="onnxruntime"),
-        made("fused", 2.0, 1.0, backend="openvino", dtype="bfloat16"),
-    ]
-    own, low = advice.advise(rows, {"fused": ["--model-arg=width=8"]})
-    assert own.cell is rows[1]
-    assert own.speed_up == 2.0
-    assert own.command == "fastvit fuse net -o net-fused.onnx --model-arg=width=8"
-    assert low.cell is rows[2]
-    assert "bf16" in low.usage
-    assert "as exact as bfloat16 allows" in low.sentence
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "usage"),
-    [
-        ("eager", "bfloat16", "model.eval().to(torch.bfloat16)"),
-        (
-            "onnxruntime",
-            "float32",
-            "torch.onnx.export(model, inputs, 'net.onnx', dynamo=True); "
-            "onnxruntime.InferenceSession('net.onnx')",
-        ),
-    ],
-)
-def test_a_model_that_is_best_as_it_is_names_no_file_that_nobody_writes(
-    backend, dtype, usage
-):
-    rows = [made("train", 9.0, 1.0), made("train", 1.0, 1.0, backend=backend)]
-    rows = [replace(row, dtype=dtype) for row in rows]
-    (advised,) = advice.advise(rows, {"fused": []})
-    assert (advised.command, advised.usage) == ("", usage)
-
-
-def test_what_is_tuned_again_may_turn_out_otherwise_and_that_is_said():
-    rows = [made("train", 9.0, 1.0), made("tuned", 1.0, 1.0)]
-    (advised,) = advice.advise(rows, {"fused": [], "tuned": ["--tune"]})
-    assert "tunes again" in advised.note and advised.to_dict()["note"] == advised.note
-    assert advice.advise(rows[:1], {})[0].note == ""
-
-
-@pytest.mark.parametrize(
-    ("model", "stem"),
-    [
-        ("fastvit_t8@weights/a.pth", "fastvit_t8"),
-        ("timm:resnet18.a1_in1k", "timm_resnet18.a1_in1k"),
-        ("own/net.py:build", "net-build"),
-        ("own/net.py:Small", "net-Small"),
-        ("some/where/t8.pt2", "t8"),
-        ("package.module:make", "package.module_make"),
-    ],
-)
-def test_files_of_two_models_have_two_names(model, stem):
-    assert advice.stem(model) == stem
-
-
-def test_of_two_forms_as_fast_the_simpler_backend_is_advised():
-    rows = [made("fused", 5.0, 1.0, backend="compile"), made("fused", 5.05, 1.0)]
-    assert advice.advise(rows, {"fused": []})[0].cell is rows[1]
-
-
-def test_of_two_graphs_as_fast_the_one_that_a_command_makes_is_advised():
-    more = {"backend": "onnxruntime"}
-    rows = [made("train", 5.0, 1.0, **more), made("fused", 5.05, 1.0, **more)]
-    assert advice.advise(rows, {"fused": []})[0].cell is rows[1]
+# ---- accuracy ----------------------------------------------------------------------
 
 
 def test_errors_are_those_of_the_compilers_own_check():
@@ -374,71 +283,6 @@ def test_memory_grows_by_what_a_call_allocates():
     if grown is None:
         pytest.skip("the kernel of this system keeps no resettable peak")
     assert 60 * 2**20 < grown < 90 * 2**20
-
-
-class Attention(nn.Module):
-    """One head count's worth of everything that multiplies in an attention."""
-
-    def __init__(self, fused: bool) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(12, 36)
-        self.proj = nn.Linear(12, 12)
-        self.fused = fused
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        n, length, width = x.shape
-        q, k, v = self.qkv(x).view(n, length, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused:
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        else:
-            out = (q @ k.transpose(-2, -1)).softmax(-1) @ v
-        return self.proj(out.transpose(1, 2).reshape(n, length, width))
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_attention_is_counted_as_by_hand(fused):
-    net, x = Attention(fused).eval(), torch.randn(1, 5, 12)
-    by_hand = 5 * 12 * 36 + 3 * (5 * 5 * 4 + 5 * 5 * 4) + 5 * 12 * 12
-    counted = macs.count(net, (x,))
-    assert counted.total == by_hand
-    assert counted.total == count(net, (x,))[1]
-    if not fused:
-        assert counted.uncounted["softmax"] == 1
-
-
-class Einsum(nn.Module):
-    """The products of a text, of which numpy would say 2.097e+06."""
-
-    def __init__(self, text: str, other: tuple[int, ...]) -> None:
-        super().__init__()
-        self.text, self.other = text, nn.Parameter(torch.randn(other))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.einsum(self.text, x, self.other)
-
-
-@pytest.mark.parametrize(
-    ("text", "size", "other", "by_hand"),
-    [
-        ("bij,jk->bik", (2, 129, 77), (77, 131), 2 * 129 * 77 * 131),
-        ("b c h w, o c -> b o h w", (1, 13, 9, 11), (17, 13), 13 * 9 * 11 * 17),
-        ("bhi,bhj->bij", (2, 3, 129), (1, 3, 131), 2 * 3 * 129 * 131),
-    ],
-)
-def test_einsum_is_counted_to_the_unit(text, size, other, by_hand):
-    net, x = Einsum(text, other).eval(), torch.randn(size)
-    assert macs.count(net, (x,)).by_operator == {"einsum": by_hand}
-
-
-def test_fastvit_with_attention_is_counted_alike_by_both_counters():
-    import fastvit
-
-    net, x = fastvit.create_model("fastvit_sa12").eval(), torch.randn(1, 3, 64, 64)
-    counted = macs.count(net, (x,))
-    assert counted.total == count(net, (x,))[1]
-    # Two blocks, 16 heads of 32 over 2x2 positions: Q Kᵀ and then the sum of V.
-    assert counted.by_operator[macs.ATTENTION] == 2 * 16 * (4 * 4 * 32 + 4 * 4 * 32)
-    assert counted.uncounted["gelu"] > 0
 
 
 def test_ops_sum_to_the_whole_and_move_what_they_read_and_write(

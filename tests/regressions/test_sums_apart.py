@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from equality import assert_same, draw, randomise
 from torch import Tensor, nn
 
@@ -57,6 +58,29 @@ def test_a_norm_goes_into_both_of_two_maps_that_stay_two(pair, door) -> None:
         assert result.report.ops.before - result.report.ops.after == 1
     shapes = [(2, 4, 8, 8), (1, 4, 7, 5), (3, 4, 3, 3)]
     assert_same(model, result.model, [(draw(shape),) for shape in shapes])
+
+
+class Cancelling(nn.Module):
+    """A middle tap that is W + |W|, which is nothing where W is negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 6, 3, padding=2, dilation=2, groups=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.abs()
+        return self.conv(x) + F.conv1d(x, weight, None, 1, 1, groups=2)
+
+
+def test_kernels_that_cancel_are_judged_by_what_was_added() -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = Cancelling().double().eval()
+        with torch.no_grad():
+            model.conv.weight[seed % 6] = -model.conv.weight[seed % 6].abs()
+        result = rc.fuse(model, (draw((1, 6, 7)),))
+        assert (result.report.ops.after, result.report.kept) == (1, ())
+        assert_same(model, result.model, [(draw((2, 6, n)),) for n in (1, 3, 9)])
 
 
 PLACES = [(0, 1, 2), (0, 2, 1), (2, 0, 1)]

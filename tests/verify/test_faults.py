@@ -16,8 +16,9 @@ import repcompiler as rc
 from repcompiler.affine import Diagonal, Vector, Window
 from repcompiler.compile import run_stages
 from repcompiler.probes import probe_shapes
+from repcompiler.region_error import region_error
 from repcompiler.regions import fused_form, original_form
-from repcompiler.verify import EXACT, compare, region_error
+from repcompiler.verify import EXACT, compare
 
 
 class Branches(nn.Module):

@@ -1,0 +1,75 @@
+"""Multiply-accumulates, counted as by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fastvit_cli import macs
+from torch import nn
+
+from repcompiler.counting import count
+
+
+class Attention(nn.Module):
+    """One head count's worth of everything that multiplies in an attention."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+        self.proj = nn.Linear(12, 12)
+        self.fused = fused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused:
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            out = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.proj(out.transpose(1, 2).reshape(n, length, width))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_is_counted_as_by_hand(fused):
+    net, x = Attention(fused).eval(), torch.randn(1, 5, 12)
+    by_hand = 5 * 12 * 36 + 3 * (5 * 5 * 4 + 5 * 5 * 4) + 5 * 12 * 12
+    counted = macs.count(net, (x,))
+    assert counted.total == by_hand
+    assert counted.total == count(net, (x,))[1]
+    if not fused:
+        assert counted.uncounted["softmax"] == 1
+
+
+class Einsum(nn.Module):
+    """The products of a text, of which numpy would say 2.097e+06."""
+
+    def __init__(self, text: str, other: tuple[int, ...]) -> None:
+        super().__init__()
+        self.text, self.other = text, nn.Parameter(torch.randn(other))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum(self.text, x, self.other)
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "other", "by_hand"),
+    [
+        ("bij,jk->bik", (2, 129, 77), (77, 131), 2 * 129 * 77 * 131),
+        ("b c h w, o c -> b o h w", (1, 13, 9, 11), (17, 13), 13 * 9 * 11 * 17),
+        ("bhi,bhj->bij", (2, 3, 129), (1, 3, 131), 2 * 3 * 129 * 131),
+    ],
+)
+def test_einsum_is_counted_to_the_unit(text, size, other, by_hand):
+    net, x = Einsum(text, other).eval(), torch.randn(size)
+    assert macs.count(net, (x,)).by_operator == {"einsum": by_hand}
+
+
+def test_fastvit_with_attention_is_counted_alike_by_both_counters():
+    import fastvit
+
+    net, x = fastvit.create_model("fastvit_sa12").eval(), torch.randn(1, 3, 64, 64)
+    counted = macs.count(net, (x,))
+    assert counted.total == count(net, (x,))[1]
+    # Two blocks, 16 heads of 32 over 2x2 positions: Q Kᵀ and then the sum of V.
+    assert counted.by_operator[macs.ATTENTION] == 2 * 16 * (4 * 4 * 32 + 4 * 4 * 32)
+    assert counted.uncounted["gelu"] > 0
