@@ -77,6 +77,28 @@ def add(a: Map, b: Map) -> Map | Refusal:
     return _add_windows(a, b)
 
 
+def same_size(a: Map, b: Map) -> bool:
+    """Whether the outputs of two maps of one value have one size, whatever its own."""
+    return _growth(a) == _growth(b)
+
+
+def _growth(map: Map) -> tuple[tuple[int, int], ...]:
+    """Per axis (stride, what it adds), the stride of a transposed map below zero.
+
+    Empty where every position stays where it is.
+    """
+    if isinstance(map, Diagonal):
+        return ()
+    if isinstance(map, Window):
+        rows = tuple((axis.stride, axis.tail) for axis in map.axes)
+    else:
+        rows = tuple(
+            (1 if stride == 1 else -stride, extra + dilation * (taps - 1) - 2 * pad)
+            for stride, pad, extra, dilation, taps in map.geometry
+        )
+    return () if all(row == (1, 0) for row in rows) else rows
+
+
 def _promote(diagonal: Diagonal, window: Window) -> Window | Refusal:
     if diagonal.axis not in (None, window.axis):
         return Refusal(Reason.AXIS_MISMATCH)

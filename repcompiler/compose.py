@@ -107,18 +107,22 @@ def _closed(meaning: Meaning) -> bool:
 
 
 def _keep_few(found: list[Meaning]) -> tuple[Meaning, ...]:
-    """One meaning per set of sources, and of each length only the nearest few."""
+    """One meaning per set of sources; of each length the nearest few.
+
+    Of three terms and more the farthest too: a norm behind a sum of three convs goes
+    into them only where all three are taken.
+    """
     unique: dict[object, Meaning] = {}
     for meaning in found:
         unique.setdefault(tuple(term.key for term in meaning.terms), meaning)
-    kept: list[Meaning] = []
-    left = dict(BEAM)
-    for meaning in unique.values():
-        length = len(meaning.terms)
-        if left.get(length, 0) > 0:
-            left[length] -= 1
-            kept.append(meaning)
-    return tuple(kept)
+    by_length: dict[int, list[object]] = {}
+    for key, meaning in unique.items():
+        by_length.setdefault(len(meaning.terms), []).append(key)
+    kept: set[object] = set()
+    for length, keys in by_length.items():
+        few = BEAM.get(length, 0)
+        kept.update(keys[:few] + (keys[-1:] if few and length > 2 else []))
+    return tuple(meaning for key, meaning in unique.items() if key in kept)
 
 
 def _affine_candidates(node: Node, own: Affine, search: _Search) -> list[Meaning]:
@@ -170,8 +174,13 @@ def _combine(
         bias = algebra.add_vectors(bias, mapped.bias)
         for term in mapped.terms:
             refused = _add(terms, term)
-            if refused is not None:
-                search.refuse(node, replace(refused, nodes=(node, source)))
+            if refused is None:
+                continue
+            refused = replace(refused, nodes=(node, source))
+            if not _even(terms, term):
+                return refused
+            search.refuse(node, refused)
+            terms.append(term)
     axes.discard(None)
     if len(axes) > 1:
         return Refusal(Reason.AXIS_MISMATCH, (node,))
@@ -184,7 +193,7 @@ def _combine(
 
 
 def _add(terms: list[Term], new: Term) -> Refusal | None:
-    """Add to a term of the same key, or stand beside those, and then tell why."""
+    """Add to a term of the same key, or as one of its own; why it cannot be."""
     refused = None
     for place, old in enumerate(terms):
         if old.key != new.key:
@@ -194,8 +203,14 @@ def _add(terms: list[Term], new: Term) -> Refusal | None:
             terms[place] = merged
             return None
         refused = merged
-    terms.append(new)
+    if refused is None:
+        terms.append(new)
     return refused
+
+
+def _even(terms: Sequence[Term], new: Term) -> bool:
+    """Whether it has the size of every term of its key, for inputs of any size."""
+    return all(algebra.same_size(t.map, new.map) for t in terms if t.key == new.key)
 
 
 def _carried_candidates(

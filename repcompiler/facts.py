@@ -11,7 +11,7 @@ guessed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -122,10 +122,22 @@ def gather(
     facts.samples = sizes[0] if sizes else 1
     _fill(facts, inputs)
     for other in _enlarged(inputs):
-        shadow = Facts(module, exact, {}, frozen, baked, exampled=exampled)
-        _fill(shadow, other)
-        facts.elsewhere += (shadow,)
+        facts.elsewhere += (_shadow(facts, other),)
+    if facts.elsewhere and _lost(facts, facts.elsewhere[-1]):
+        facts.elsewhere += tuple(_shadow(facts, o) for o in _one_by_one(inputs))
     return facts
+
+
+def _shadow(facts: Facts, inputs: Sequence[object]) -> Facts:
+    """The facts for other inputs."""
+    made = replace(facts, values={}, elsewhere=())
+    _fill(made, inputs)
+    return made
+
+
+def _lost(facts: Facts, shadow: Facts) -> bool:
+    """Whether a value that has a shape has none for the other sizes."""
+    return any(shadow.shape(n) is None for n in facts.values if facts.shape(n))
 
 
 @torch.no_grad()
@@ -162,9 +174,10 @@ def _widened(inputs: Sequence[object]) -> list[object]:
 def _enlarged(inputs: Sequence[object]) -> list[list[object]]:
     """The inputs with the axes behind the channels enlarged, if they have any.
 
-    All alike, for models that take squares only, and each by another factor. Which axis
-    of three holds the channels is not known: each of the two is enlarged. Of several
-    inputs each may be broadcast against the others: its sizes are one then.
+    All alike, for models that take squares only, and each by another factor; and by
+    one, which two strided windows may tell apart. Which axis of three holds the
+    channels is not known: each of the two is enlarged. Of several inputs each may be
+    broadcast against the others: its sizes are one then.
     """
     tensors = [leaf for leaf in pytree.tree_leaves(inputs) if _is_tensor(leaf)]
     ranks = {leaf.dim() for leaf in tensors}
@@ -175,9 +188,18 @@ def _enlarged(inputs: Sequence[object]) -> list[list[object]]:
         found.append(_scaled(inputs, {2: 2, 3: 2, 4: 2}))
     if 3 in ranks:
         found.append(_scaled(inputs, {1: 2}, rank=3))
+    if max(ranks, default=0) > 2:
+        found.append(_scaled(inputs, {}, more=1))
     if max(ranks, default=0) > 3:
         found.append(_scaled(inputs, {2: 2, 3: 3, 4: 5}))
     return found
+
+
+def _one_by_one(inputs: Sequence[object]) -> list[list[object]]:
+    """Each axis behind the channels alone: a model may fix one and leave another."""
+    ranks = [leaf.dim() for leaf in pytree.tree_leaves(inputs) if _is_tensor(leaf)]
+    axes = range(2, max(ranks, default=0))
+    return [_scaled(inputs, {axis: 2}) for axis in axes] if len(axes) > 1 else []
 
 
 def _is_tensor(leaf: object) -> bool:
@@ -193,15 +215,22 @@ def _scaled(
     factors: Mapping[int, int],
     rank: int | None = None,
     only: Tensor | None = None,
+    more: int = 0,
 ) -> list[object]:
-    """Inputs whose axes are longer by these factors; by none, they are one."""
+    """Inputs whose axes are longer by these factors; by none, they are one.
+
+    `more`: by how many those behind the channels are longer.
+    """
 
     def scale(leaf: object) -> object:
         if not isinstance(leaf, Tensor) or rank not in (None, leaf.dim()):
             return leaf
         if only is not None and leaf is not only:
             return leaf
-        sizes = [factors.get(a, 1) * size or 1 for a, size in enumerate(leaf.shape)]
+        sizes = [
+            (factors.get(a, 1) * size or 1) + (more if a > 1 else 0)
+            for a, size in enumerate(leaf.shape)
+        ]
         return leaf.new_empty(sizes)
 
     return [pytree.tree_map(scale, value) for value in inputs]
@@ -222,7 +251,7 @@ def _evaluate(node: Node, facts: Facts) -> Any:
     operands = (*known, *(named[key] for key in _OPERANDS if key in named))
     first = operands[0] if operands else UNKNOWN
     if _keeps_shape(node, facts) and isinstance(first, (Tensor, Partial)):
-        return first
+        return first if _takes(node, facts, first.shape) else UNKNOWN
     if any(isinstance(leaf, (Unknown, Partial)) for leaf in leaves):
         module = facts.submodule(node) if node.op == "call_module" else None
         return partial(node, module, operands)
@@ -306,6 +335,25 @@ _ELEMENTWISE_NAMES = frozenset(
     "hardsigmoid leaky_relu leaky_relu_ elu mish dropout batch_norm layer_norm "
     "group_norm neg cpu cuda".split()
 )
+
+
+def _takes(node: Node, facts: Facts, shape: Sequence[int | None]) -> bool:
+    """Whether a norm has as many weights as the value has channels, where both show."""
+    if node.op == "call_module":
+        leaf: Any = facts.submodule(node)
+        last = getattr(leaf, "normalized_shape", ())
+        channels = getattr(leaf, "num_features", getattr(leaf, "num_channels", None))
+    else:
+        given = (
+            node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
+        )
+        last = given if op_name(node) == "layer_norm" else ()
+        channels = None
+    known = last if isinstance(last, (tuple, list)) else ()
+    trailing = shape[len(shape) - len(known) :] if known else ()
+    pairs = [*zip(known, trailing)]
+    pairs += [(channels, shape[1])] if channels and len(shape) > 1 else []
+    return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def _keeps_shape(node: Node, facts: Facts) -> bool:

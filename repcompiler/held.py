@@ -36,7 +36,10 @@ class Held:
         """Whether a buffer was written to or replaced, which no graph would show."""
         now = [id(b) for b in self.model.buffers()]
         same = [id(b) for b, _, _ in self.copies] == now
-        return not same or any(b._version != version for b, version, _ in self.copies)
+        return not same or any(
+            b._version != version or not torch.equal(b, copy)
+            for b, version, copy in self.copies
+        )
 
     def restore(self) -> None:
         """Put everything back, what is kept in a dict or a list of a module as well."""
@@ -49,7 +52,8 @@ class Held:
                 store.clear()
                 store.update(before)
         for buffer, version, copy in self.copies:
-            if buffer._version != version:
+            # What is written through `.data` counts no version.
+            if buffer._version != version or not torch.equal(buffer, copy):
                 buffer.data.copy_(copy)
 
 

@@ -6,6 +6,7 @@ layout ops around a map, and of blocks of channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -186,12 +187,13 @@ def _with_axes(map: Window, like: Window) -> Window:
 def carry(step: Step, meaning: Meaning, facts: Facts) -> Meaning | Refusal:
     """step(meaning): the step goes behind windows and in front of diagonal maps.
 
-    An operand of a sum that broadcasts where the step averages or cuts is not the same
-    afterwards. What a step does to one block of the channels is not known.
+    An operand of a sum that broadcasts where the step averages, cuts or merges axes is
+    not the same afterwards. What a step does to one block of the channels is not known.
     """
     if step.pick is not None and meaning.axis in (None, step.pick[0]):
         return _picked(step, *step.pick, meaning, facts)
-    if (step.computes or step.cuts) and len(meaning.terms) > 1:
+    mixes = step.computes or step.cuts or not _keeps_axes(step, facts)
+    if mixes and len(meaning.terms) > 1 and not _alike(meaning.terms, step, facts):
         return Refusal(Reason.SPATIAL_SUM)
     if any(term.rows for term in meaning.terms):
         return Refusal(Reason.LAYOUT)
@@ -206,6 +208,25 @@ def carry(step: Step, meaning: Meaning, facts: Facts) -> Meaning | Refusal:
         else:
             terms.append(replace(term, after=(*term.after, step)))
     return Meaning(tuple(terms), meaning.bias, axis, meaning.channels)
+
+
+def _keeps_axes(step: Step, facts: Facts) -> bool:
+    """Whether it only renames axes, so that what broadcasts does so afterwards."""
+    return len(step.axes) == facts.rank(step.node.all_input_nodes[0])
+
+
+def _alike(terms: Sequence[Term], step: Step, facts: Facts) -> bool:
+    """Whether the terms of a sum have one shape for inputs of every size."""
+    if step.computes or step.cuts:
+        return False
+    first, *rest = terms
+    known = (facts, *facts.elsewhere)
+    return all(
+        (term.before, term.after) == (first.before, first.after)
+        and algebra.same_size(term.map, first.map)
+        and all(k.shape(term.source) == k.shape(first.source) for k in known)
+        for term in rest
+    )
 
 
 def _picked(

@@ -102,9 +102,21 @@ def run_watched(
     model: nn.Module, inputs: Sequence[Any]
 ) -> tuple[list[Tensor], list[Names]]:
     """`run`, and the names of the parameters and buffers that it wrote to."""
-    before = [(n, t, _version(t)) for n, t in _by_tensor(model)]
+    buffers = {id(buffer): buffer.clone() for buffer in model.buffers()}
+    before = [(n, t, _version(t)) for n, t in by_tensor(model)]
     outputs = run(model, inputs)
-    return outputs, [names for names, t, version in before if _version(t) != version]
+    written = [
+        names
+        for names, tensor, version in before
+        if _version(tensor) != version
+        # What is written through `.data` counts no version.
+        or not _same(tensor, buffers.get(id(tensor), tensor))
+    ]
+    return outputs, written
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
 
 
 def tensor_under(model: nn.Module, names: Names) -> Tensor | None:
@@ -113,7 +125,8 @@ def tensor_under(model: nn.Module, names: Names) -> Tensor | None:
     return next((plain(found[name]) for name in names if name in found), None)
 
 
-def _by_tensor(model: nn.Module) -> list[tuple[Names, Tensor]]:
+def by_tensor(model: nn.Module) -> list[tuple[Names, Tensor]]:
+    """Every parameter and buffer once, with all its names."""
     names: dict[int, tuple[list[str], Tensor]] = {}
     for name, tensor in _named(model).items():
         names.setdefault(id(tensor), ([], tensor))[0].append(name)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from repcompiler.affine import Diagonal, Refusal, Window
-from repcompiler.counting import count
+from repcompiler.affine import Diagonal, Refusal, Transposed, Window
+from repcompiler.counting import LAYOUT_OPS, count
+from repcompiler.facts import op_name
 from repcompiler.lift import Affine, Carry, Opaque, op_label
 from repcompiler.reasons import Reason
 from repcompiler.regions import Rewrite, module_path
@@ -74,11 +75,27 @@ def _region(region: Rewrite, state: State) -> Region:
         removed=tuple(node_name(node, state) for node in gone),
         added=added,
         exactness=state.exactness.get(region.value),
-        ops=Change(sum(_computes(n, state) for n in gone), len(added)),
+        ops=Change(sum(_computes(n, state) for n in gone), _added_ops(region, state)),
         params=Change(_node_parameters(gone, state), _added_parameters(region, state)),
         macs=Change(_node_macs(gone, state), _meaning_macs(region, state)),
         graph=_graph(region, set(gone), state),
     )
+
+
+def _added_ops(region: Rewrite, state: State) -> int:
+    """What was added and computes: views and the parameters that are read do not."""
+    assert state.rewritten is not None
+    module = state.rewritten.module
+    names = state.rewritten.nodes[region.value]
+    added = [node for node in module.graph.nodes if node.name in names]
+    calls = [node for node in added if node.op.startswith("call_")]
+    return sum(node.op == "call_module" or op_name(node) not in VIEWS for node in calls)
+
+
+# Of the names of `counting` and of torch, those that a rewrite may add.
+VIEWS = LAYOUT_OPS | frozenset(
+    "narrow getitem flatten movedim moveaxis swapaxes swapdims size".split()
+)
 
 
 def _graph(region: Rewrite, gone: set[Node], state: State) -> tuple[RegionNode, ...]:
@@ -159,22 +176,39 @@ def _node_macs(nodes: Iterable[Node], state: State) -> int | None:
         own = state.composed.lifted.get(node)
         if isinstance(own, Affine) and not own.weightless:
             for _, map in own.parts:
-                if isinstance(map, Window):
-                    size = _size(node, state)
-                    if size is None:
-                        return None
-                    total += size // map.out_channels * map.weights
+                if isinstance(map, Diagonal):
+                    continue
+                up = isinstance(map, Transposed)
+                size = _size(node.all_input_nodes[0] if up else node, state)
+                if size is None:
+                    return None
+                total += _macs(map, size)
     return total
 
 
+def _macs(map: Window | Transposed, size: int) -> int:
+    """MACs of a map with so many outputs, of a transposed one so many inputs."""
+    channels = map.in_channels if isinstance(map, Transposed) else map.out_channels
+    return size // channels * map.weights
+
+
 def _meaning_macs(region: Rewrite, state: State) -> int | None:
-    size = _size(region.value, state)
-    if size is None:
-        return None
+    assert state.facts is not None
     total = 0
     for term in region.meaning.terms:
-        if not isinstance(term.map, Diagonal):
-            total += size // term.map.out_channels * term.map.weights
+        map = term.map
+        if isinstance(map, Diagonal):
+            continue
+        # The value where the map's own outputs, or a transposed map's inputs, are seen.
+        at = term.after[0].node.all_input_nodes[0] if term.after else region.value
+        if isinstance(map, Transposed):
+            at = term.before[-1].node if term.before else term.source
+        size, shape = _size(at, state), state.facts.shape(at)
+        if size is None or shape is None:
+            return None
+        channels = shape[map.axis] if -map.axis <= len(shape) else None
+        own = map.in_channels if isinstance(map, Transposed) else map.out_channels
+        total += _macs(map, size // (channels or own) * own)
     return total
 
 

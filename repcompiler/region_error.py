@@ -57,7 +57,8 @@ def region_error(
             _drop_signs(apart)
             added = [apart(*(v.abs() for v in inputs)).abs() for inputs, _ in errors]
             pairs = zip(errors, map(torch.maximum, limits, added))
-            ratios = [_relative(error, n, channel_axis) for (_, error), n in pairs]
+            again = [_relative(error, n, channel_axis) for (_, error), n in pairs]
+            ratios = again if max(again) <= EXACT else ratios
     return max(ratios, default=None)
 
 

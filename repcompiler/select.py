@@ -37,6 +37,7 @@ class Selected:
         live: all values that will be computed, rewritten or not.
         dearer: values for which some candidate was exact but cost more.
         cost_before, cost_after: nominal microseconds of the affine part.
+        size: (ops, multiplications) of the affine part.
         grown: chosen values whose ops, but for what they share, cost more than the
             value's own op did, so that they do the work of values between as well.
     """
@@ -46,6 +47,7 @@ class Selected:
     dearer: frozenset[Node]
     cost_before: float
     cost_after: float
+    size: tuple[int, float]
     grown: frozenset[Node] = frozenset()
 
 
@@ -95,12 +97,29 @@ def select(
             break
         forced |= shared
         other = _choose(graph, composed, pricing, forced)
-        if other.cost_after >= best.cost_after:
+        if not _is_better(other, best, measured=known is not None):
             break
         best = other
     if best.cost_after > best.cost_before:
         return _choose(graph, composed, pricing, set(graph.nodes))
     return best
+
+
+def _is_better(other: Selected, best: Selected, *, measured: bool) -> bool:
+    """Whether it costs less, or what costs less is not clearly worth its more ops.
+
+    Pieces of a split linear layer are cheaper one by one, and more layers together.
+    """
+    if measured or other.size[0] >= best.size[0]:
+        return other.cost_after < best.cost_after
+    return not _is_clear(best.size, best.cost_after, other.size, other.cost_after)
+
+
+def _is_clear(
+    size: tuple[int, float], cost: float, other: tuple[int, float], others: float
+) -> bool:
+    """Whether more ops save multiplications, and a share of the cost that counts."""
+    return size[1] < other[1] and cost < CLEARLY * others
 
 
 def _choose(
@@ -129,7 +148,8 @@ def _choose(
     grown = frozenset(n for n in chosen if alone[n] > state.pricing.own(n) * (1 + 1e-9))
     dearer = frozenset(state.dearer)
     after = sum(every.values())
-    return Selected(chosen, frozenset(live), dearer, before, after, grown)
+    size = pricing.size(every)
+    return Selected(chosen, frozenset(live), dearer, before, after, size, grown)
 
 
 def _is_affine(node: Node, composed: Composed) -> bool:
@@ -182,9 +202,8 @@ def _is_worth(plan: Plan, other: Plan, pricing: Pricing) -> bool:
     (ops, macs), (fewest, most) = pricing.size(plan), pricing.size(other)
     if (ops, macs) == (fewest, most) and pricing.padded.intersection(plan):
         return False
-    if ops <= fewest:
-        return True
-    return macs < most and sum(plan.values()) < CLEARLY * sum(other.values())
+    costs = sum(plan.values()), sum(other.values())
+    return ops <= fewest or _is_clear((ops, macs), costs[0], (fewest, most), costs[1])
 
 
 def _really_merges(node: Node, meaning: Meaning) -> bool:

@@ -19,7 +19,14 @@ from torch.utils import _pytree as pytree
 
 from repcompiler.errors import UnsupportedInput
 from repcompiler.held import left_as_found
-from repcompiler.outputs import Names, run, run_watched, tensor_under, try_run
+from repcompiler.outputs import (
+    Names,
+    by_tensor,
+    run,
+    run_watched,
+    tensor_under,
+    try_run,
+)
 from repcompiler.report import VerifyReport
 
 EXACT = 1e-9
@@ -273,9 +280,21 @@ def _runnable(model: Runnable) -> nn.Module:
 def in_float64(model: nn.Module) -> nn.Module | None:
     """A copy in float64; None where the model cannot be cast."""
     try:
-        return copy.deepcopy(model).double()
+        twin = copy.deepcopy(model)
+        tied = [names for names, _ in by_tensor(twin) if len(names) > 1]
+        return _tie(twin.double(), tied)
     except Exception:  # any custom tensor may refuse; then there is none
         return None
+
+
+def _tie(model: nn.Module, tied: list[Names]) -> nn.Module:
+    """A cast makes two of a buffer with two names."""
+    for first, *others in tied:
+        if first in dict(model.named_buffers(remove_duplicate=False)):
+            for name in others:
+                path, _, own = name.rpartition(".")
+                setattr(model.get_submodule(path), own, model.get_buffer(first))
+    return model
 
 
 def cast(values: Any, dtype: torch.dtype) -> Any:

@@ -83,6 +83,14 @@ class Writer:
         """Names of all tensors, oldest first."""
         return [n for n in self.names if n in self.inputs or n.startswith("v")]
 
+    @property
+    def declared(self) -> list[str]:
+        """Modules of statements that were kept: one that failed declares none."""
+        setup = [line for statement in self.statements for line in statement.setup]
+        return [
+            m for m in self.modules if any(s.startswith(f"self.{m} =") for s in setup)
+        ]
+
     def value(self, name: str) -> Tensor:
         """The tensor of that name, on the example."""
         return self.names[name]

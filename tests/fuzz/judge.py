@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torchvision.ops.stochastic_depth import stochastic_depth
 
-for writer in ("iadd", "imul", "isub", "itruediv"):
+for writer in ("iadd", "imul", "isub", "itruediv", "stochastic_depth"):
     fx.wrap(writer)
 
 

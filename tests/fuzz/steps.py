@@ -92,8 +92,8 @@ def add_nonlinear(writer: Writer) -> None:
 
 def add_shared(writer: Writer) -> None:
     """A module that was called before, called again."""
-    if writer.modules:
-        writer.assign(f"self.{few(writer.draw, *writer.modules)}({writer.some()})")
+    if declared := writer.declared:
+        writer.assign(f"self.{few(writer.draw, *declared)}({writer.some()})")
 
 
 def _called_conv(writer: Writer) -> tuple[str, Any] | None:

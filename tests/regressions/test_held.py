@@ -53,3 +53,62 @@ def test_a_compiled_candidate_runs_compiled():
     compiled = torch.compile(net, backend=backend)
     assert rc.verify(net, compiled, (draw((2, 4, 6, 6)),)).ok
     assert runs
+
+
+def by_data(held):
+    held.data.add_(1)
+
+
+def by_item(held):
+    held.data[0] += 1
+
+
+def by_foreach(held):
+    torch._foreach_add_([held], 1.0)
+
+
+class Uncounted(nn.Module):
+    """Writes to a buffer in a way that counts no version of it."""
+
+    def __init__(self, write) -> None:
+        super().__init__()
+        self.conv, self.norm, self.write = conv(), nn.BatchNorm2d(4), write
+        self.register_buffer("held", torch.zeros(4))
+
+    def forward(self, x):
+        self.write(self.held)
+        return self.norm(self.conv(x)) + self.held[:, None, None]
+
+
+@pytest.mark.parametrize("write", [by_data, by_item, by_foreach])
+def test_writes_that_count_no_version_are_put_back(write):
+    model = randomise(Uncounted(write))
+    twin, x = copy.deepcopy(model), draw((2, 4, 6, 6))
+    result = rc.fuse(model, (x,))
+    assert not model.held.any()
+    assert result.report.equivalence.verdict == "equal"
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(result.model(x), twin(x), rtol=1e-12, atol=1e-12)
+
+
+class TwoNames(nn.Module):
+    """One buffer under two names, written by one and read by the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+        self.register_buffer("one", torch.zeros(4, 1, 1))
+        self.register_buffer("two", self.one)
+
+    def forward(self, x):
+        self.two.add_(1)
+        return self.conv(x) * self.one
+
+
+def test_a_buffer_of_two_names_is_one_in_float64_too():
+    model = randomise(TwoNames()).float()
+    model.two = model.one
+    report = rc.fuse(model, (draw((2, 4, 6, 6)).float(),)).report
+    assert report.equivalence.verdict == "equal"
+    assert report.equivalence.exactness < 1e-12

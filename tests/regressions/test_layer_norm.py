@@ -107,3 +107,16 @@ def test_in_half_precision_the_result_is_no_less_exact():
     net = nn.Sequential(norm(64), nn.Linear(64, 32)).to(torch.bfloat16).eval()
     x = torch.randn(16, 64, dtype=torch.bfloat16)
     assert rc.fuse(net, (x,)).report.equivalence.error_ratio < 2
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_a_norm_of_the_input_itself_is_taken_in_whole(rank, door):
+    model = randomise(nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 9), nn.GELU()))
+    shape = (2, 5, 4)[: rank - 1]
+    result = rc.fuse(model, (draw((*shape, 6)),), capture=door)
+    assert result.report.ops.after == 3
+    assert result.report.ops.after_by_type.get("mul", 0) == 0
+    for sizes in ((3, 7, 2)[: rank - 1], (1, 1, 1)[: rank - 1]):
+        x = draw((*sizes, 6))
+        torch.testing.assert_close(result.model(x), model(x), rtol=1e-12, atol=1e-12)

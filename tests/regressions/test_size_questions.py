@@ -113,3 +113,23 @@ def test_a_concat_that_is_asked_for_its_batch_is_taken_apart(door: str) -> None:
     assert "cat" not in result.report.ops.after_by_type
     shapes = [(2, 4, 8, 8), (1, 4, 5, 7), (3, 4, 2, 9)]
     assert_same(model, result.model, [(draw(shape),) for shape in shapes])
+
+
+class Swapped(nn.Module):
+    """A constant that fixes one axis of the input, while another may be any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.rand(5, 1, 1) + 0.5)
+        self.register_buffer("scale", torch.rand(5, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addcmul(self.shift, x.swapaxes(1, 3), self.scale, value=-1.5)
+        return (y * self.scale)[:, :, -4:]
+
+
+def test_an_axis_may_change_where_another_may_not() -> None:
+    model = randomise(Swapped())
+    result = rc.fuse(model, (draw((2, 6, 6, 5)),))
+    shapes = [(2, 6, 6, 5), (1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 1, 1), (2, 6, 9, 1)]
+    assert_same(model, result.model, [(draw(shape),) for shape in shapes])

@@ -99,3 +99,72 @@ def test_a_sum_is_the_same_in_any_order(places) -> None:
     assert result.report.ops.after == 2  # one transposed conv, and the sum
     shapes = [(2, 4, 8, 8), (1, 4, 7, 5), (3, 4, 1, 1)]
     assert_same(model, result.model, [(draw(shape),) for shape in shapes])
+
+
+class Uneven(nn.Module):
+    """Two strided windows that have one size for even inputs, and a norm."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(4, 4, (3, 2), 2, (1, 0))
+        self.two = nn.Conv2d(4, 4, (2, 3), 2, (0, 1))
+        self.norm = nn.BatchNorm1d(4) if flat else nn.BatchNorm2d(4)
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x) + self.two(x)
+        return self.norm(y.flatten(2) if self.flat else y)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_windows_of_two_sizes_stay_a_sum(flat) -> None:
+    torch.manual_seed(0)
+    model = randomise(Uneven(flat))
+    result = rc.fuse(model, (draw((1, 4, 8, 8)),))
+    reasons = {kept.reason for kept in result.report.kept}
+    assert "size_mismatch" in reasons and "not_equal" not in reasons
+    # At 3 by 3 each is broadcast over what the other has more of.
+    shapes = [(2, 4, 8, 8), (2, 4, 3, 3), (1, 4, 3, 8), (1, 4, 6, 10)]
+    assert_same(model, result.model, [(draw(shape),) for shape in shapes])
+
+
+class Nested(nn.Module):
+    """A small fusion beside one that cannot be, in one sum: the small one is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 2, 2, 0)
+        self.inner, self.outer = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(self.one(x)) + self.two(x))
+
+
+def test_a_smaller_fusion_is_made_where_a_larger_cannot_be() -> None:
+    torch.manual_seed(0)
+    model = randomise(Nested())
+    result = rc.fuse(model, (draw((1, 4, 8, 8)),))
+    assert (result.report.ops.before, result.report.ops.after) == (5, 4)
+    assert_same(model, result.model, [(draw((2, 4, 6, 4)),)])
+
+
+class Three(nn.Module):
+    """A norm behind a sum of three values, each with a conv of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)])
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two, three = self.convs
+        return self.norm(one(x) + two(x.relu()) + three(x.sigmoid()))
+
+
+def test_a_norm_goes_into_three_convs_at_once() -> None:
+    torch.manual_seed(0)
+    model = randomise(Three())
+    result = rc.fuse(model, (draw((2, 4, 8, 8)),))
+    assert result.report.ops.after_by_type.get("batch_norm", 0) == 0
+    assert result.report.ops.before - result.report.ops.after == 1
+    assert_same(model, result.model, [(draw((1, 4, 5, 7)),)])

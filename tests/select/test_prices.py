@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from equality import Net, check, conv, norms, ops
+import torch
+from equality import Net, check, conv, norms, ops, randomise
 from torch import nn
+
+import repcompiler as rc
 
 
 @pytest.mark.parametrize("door", ["symbolic_trace", "export"])
@@ -33,3 +36,27 @@ def test_a_view_is_priced_by_the_value_that_it_is_done_to(door):
     assert norms(fused) == 0
     kinds = {name.split(".")[0].lower(): n for name, n in ops(fused).items()}
     assert kinds["conv2d"] + kinds["linear"] == 6
+
+
+class Parallel(nn.Module):
+    """One linear layer for the attention and the feed-forward net (ViT-22B)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.whole = nn.RMSNorm(8), nn.Linear(8, 48, bias=False)
+        self.shift = nn.Parameter(torch.rand(32))
+        self.out = nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden, query, key = self.whole(self.norm(x)).split([32, 8, 8], -1)
+        mixed = self.out((hidden + self.shift).relu())
+        return x + mixed + query.sigmoid() * key.tanh()
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_pieces_of_a_linear_layer_are_not_made_one_by_one(door):
+    model = randomise(Parallel())
+    result = rc.fuse(model, (torch.randn(2, 9, 8).double(),), capture=door)
+    ops = result.report.ops
+    assert ops.after <= ops.before
+    assert sum(n for op, n in ops.after_by_type.items() if op in ("mm", "addmm")) == 2
