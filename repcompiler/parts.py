@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from repcompiler.calls import Usage, usage_of
 from repcompiler.errors import CaptureError, RepCompilerError
+from repcompiler.held import left_as_found
 from repcompiler.lift import is_hooked
 from repcompiler.part import Form, Part, Signature
 from repcompiler.report import FuseReport
@@ -72,7 +73,8 @@ def open_parts(model: nn.Module, inputs: tuple[Any, ...], pipeline: Pipeline) ->
     frontier = _children(twin, "")
     while frontier:
         try:
-            usage = usage_of(twin, inputs, frontier)
+            with left_as_found(twin):  # a part starts from the state before any call
+                usage = usage_of(twin, inputs, frontier)
         except Exception as error:
             raise CaptureError(f"The model does not run: {error}") from error
         below: dict[str, nn.Module] = {}
@@ -204,7 +206,7 @@ def _agrees(
 def _sharing(module: nn.Module, call: tuple[Any, ...]) -> list[tuple[int, int]]:
     """Pairs of tensors, of arguments and results, that share memory."""
     given = copied(call)
-    with torch.no_grad():
+    with torch.no_grad(), left_as_found(module):
         leaves = pytree.tree_leaves((given, module(*given)))
     places = [_place(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
     indices = range(len(places))
