@@ -45,8 +45,10 @@ class Facts:
         return tuple(value.shape) if isinstance(value, (Tensor, Partial)) else None
 
     def dtype(self, node: Node) -> torch.dtype | None:
-        """The dtype, None where unknown."""
+        """The dtype, None where unknown; an exported graph says it of every tensor."""
         value = self.values.get(node, UNKNOWN)
+        if not isinstance(value, (Tensor, Partial)):
+            value = node.meta.get("val")
         return value.dtype if isinstance(value, (Tensor, Partial)) else None
 
     def rank(self, node: Node) -> int | None:

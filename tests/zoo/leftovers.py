@@ -208,8 +208,8 @@ def shape_of(node: fx.Node, graph: fx.GraphModule) -> Conv | None:
             padded,
         )
     weight = _tensor(_argument(node, 1, "weight"), graph)
-    if weight is None or node.op != "call_function":
-        return None
+    if weight is None or weight.dim() < 2 or node.op != "call_function":
+        return None  # a linear layer of a vector is a dot product
     if node.target in LINEAR_CALLS:
         return Conv(weight.shape[1], weight.shape[0], 1, (), (), False)
     if node.target not in CONV_CALLS:
