@@ -310,7 +310,8 @@ def randomise(tensors: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in tensors:
-            if tensor.is_floating_point() and tensor.numel():
+            dense = tensor.layout is torch.strided
+            if dense and tensor.is_floating_point() and tensor.numel():
                 noise = torch.rand(tensor.shape, generator=generator) + 0.5
                 fan_in = max(1, tensor[0].numel()) if tensor.dim() > 1 else 1
                 sign = torch.randn(tensor.shape, generator=generator).sign()

@@ -37,7 +37,7 @@ class Held:
         now = [id(b) for b in self.model.buffers()]
         same = [id(b) for b, _, _ in self.copies] == now
         return not same or any(
-            b._version != version or not torch.equal(b, copy)
+            b._version != version or not same_values(b, copy)
             for b, version, copy in self.copies
         )
 
@@ -52,9 +52,17 @@ class Held:
                 store.clear()
                 store.update(before)
         for buffer, version, copy in self.copies:
-            # What is written through `.data` counts no version.
-            if buffer._version != version or not torch.equal(buffer, copy):
+            if buffer._version != version or not same_values(buffer, copy):
                 buffer.data.copy_(copy)
+
+
+def same_values(buffer: Tensor, copy: Tensor) -> bool:
+    """Whether nothing was written, as through `.data`, which counts no version.
+
+    Of what torch cannot compare (sparse, nested, without numbers) the version tells.
+    """
+    plain = buffer.layout is torch.strided and not buffer.is_nested
+    return torch.equal(buffer, copy) if plain and not buffer.is_meta else True
 
 
 class Spared(TorchDispatchMode):

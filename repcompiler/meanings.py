@@ -192,8 +192,7 @@ def carry(step: Step, meaning: Meaning, facts: Facts) -> Meaning | Refusal:
     """
     if step.pick is not None and meaning.axis in (None, step.pick[0]):
         return _picked(step, *step.pick, meaning, facts)
-    mixes = step.computes or step.cuts or not _keeps_axes(step, facts)
-    if mixes and len(meaning.terms) > 1 and not _alike(meaning.terms, step, facts):
+    if len(meaning.terms) > 1 and not _passes_sum(step, meaning.terms, facts):
         return Refusal(Reason.SPATIAL_SUM)
     if any(term.rows for term in meaning.terms):
         return Refusal(Reason.LAYOUT)
@@ -210,15 +209,16 @@ def carry(step: Step, meaning: Meaning, facts: Facts) -> Meaning | Refusal:
     return Meaning(tuple(terms), meaning.bias, axis, meaning.channels)
 
 
-def _keeps_axes(step: Step, facts: Facts) -> bool:
-    """Whether it only renames axes, so that what broadcasts does so afterwards."""
-    return len(step.axes) == facts.rank(step.node.all_input_nodes[0])
-
-
-def _alike(terms: Sequence[Term], step: Step, facts: Facts) -> bool:
-    """Whether the terms of a sum have one shape for inputs of every size."""
+def _passes_sum(step: Step, terms: Sequence[Term], facts: Facts) -> bool:
+    """Whether a step can be done to each term: it renames axes, or all are alike."""
     if step.computes or step.cuts:
         return False
+    renames = len(step.axes) == facts.rank(step.node.all_input_nodes[0])
+    return renames or _alike(terms, facts)
+
+
+def _alike(terms: Sequence[Term], facts: Facts) -> bool:
+    """Whether the terms of a sum have one shape for inputs of every size."""
     first, *rest = terms
     known = (facts, *facts.elsewhere)
     return all(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import VerificationError, first_line
+from repcompiler.held import same_values
 from repcompiler.trees import copied
 
 Names = tuple[str, ...]  # of one tensor: a tied one has several
@@ -109,14 +110,9 @@ def run_watched(
         names
         for names, tensor, version in before
         if _version(tensor) != version
-        # What is written through `.data` counts no version.
-        or not _same(tensor, buffers.get(id(tensor), tensor))
+        or not same_values(tensor, buffers.get(id(tensor), tensor))
     ]
     return outputs, written
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or torch.equal(a, b)
 
 
 def tensor_under(model: nn.Module, names: Names) -> Tensor | None:

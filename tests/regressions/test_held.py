@@ -112,3 +112,28 @@ def test_a_buffer_of_two_names_is_one_in_float64_too():
     report = rc.fuse(model, (draw((2, 4, 6, 6)).float(),)).report
     assert report.equivalence.verdict == "equal"
     assert report.equivalence.exactness < 1e-12
+
+
+BUFFERS = {
+    "sparse": torch.eye(3).to_sparse(),
+    "8 bits": torch.eye(3).to(torch.float8_e4m3fn),
+    "unsigned": torch.ones(3, dtype=torch.uint16),
+    "complex": torch.ones(3, dtype=torch.complex64),
+}
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_a_buffer_of_any_kind_may_lie_beside(kind, door):
+    model = randomise(nn.Sequential(conv(), nn.BatchNorm2d(4)))
+    model.register_buffer("beside", BUFFERS[kind])
+    report = rc.fuse(model, (draw((2, 4, 6, 6)),), capture=door).report
+    assert (report.equivalence.verdict, report.ops.after) == ("equal", 1)
+
+
+@pytest.mark.parametrize("door", ["auto", "export"])
+def test_a_model_that_cannot_be_copied_is_refused_with_a_remedy(door):
+    model = randomise(nn.Sequential(conv(), nn.BatchNorm2d(4)))
+    model.register_buffer("beside", torch.eye(3).to_sparse_csr())
+    with pytest.raises(rc.UnsupportedInput, match="cannot be copied"):
+        rc.fuse(model, (draw((2, 4, 6, 6)),), capture=door)
