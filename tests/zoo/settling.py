@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from helpers import NORMS
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 
-def is_finite(output: Any) -> bool:
-    """Whether no output is infinite or no number."""
+def first_run(model: Any, inputs: tuple[Any, ...]) -> bool | str:
+    """Whether no output is infinite or no number; why there is none, as a text."""
+    try:
+        with torch.no_grad():
+            output = model(*inputs)
+    except Exception as error:  # it takes something else than an image
+        line = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {line}"[:200]
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return all(bool(leaf.isfinite().all()) for leaf in leaves)
 

@@ -89,7 +89,7 @@ def survey_one(
     from leftovers import leftovers
     from op_counts import left_by, peers
     from packages import PACKAGES, TRAINED
-    from settling import is_finite, settle
+    from settling import first_run, settle
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -104,8 +104,9 @@ def survey_one(
         return
     drawn = package not in TRAINED
     model = randomise(model) if drawn else model.eval()
-    with torch.no_grad():
-        finite = is_finite(model(*inputs))
+    if isinstance(finite := first_run(model, inputs), str):
+        yield {"status": "no input here", "note": finite}
+        return
     if drawn and not finite:
         settle(model, inputs)
     fused, share = _fused(model, inputs, 2 if first else 1)
