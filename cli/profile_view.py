@@ -222,16 +222,21 @@ def ranking(out: Console, result: Profile, batch: int) -> None:
         ("Model", False),
         ("Form", False),
         ("Backend", False),
-        *((name, True) for name in ("Params", "MACs", "ms", "samples/s")),
-        title=f"The fastest equal form of each, batch {batch}",
+        *((name, True) for name in ("Params", "MACs", "ms", "per s")),
+        title=f"The fastest equal form of each, batch {batch}; samples per second",
     )
+    table.columns[0].no_wrap = True
     for cell in sorted(best.values(), key=lambda cell: cell.timing.median):
         own = facts[cell.model].get(cell.form, {})
         figures = [human(own.get(key)) for key in ("params", "macs")]
         took = cell.timing.median
-        figures += [f"{took:.2f}", f"{1e3 * batch / took:,.0f}"]
+        figures += [f"{took:.2f}", _rate(1e3 * batch / took)]
         table.add_row(cell.model, cell.form, cell.backend, *figures)
     _put(out, table, 3)
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def advice(out: Console, rows: list[Any], *, timed: bool) -> None:

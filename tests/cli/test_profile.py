@@ -174,7 +174,12 @@ def test_several_models_have_a_table_each(fastvit, net):
     whole = ("make:", "run:", "on this device")  # lines to copy, or to search for
     rows = [r for r in result.out.splitlines() if not any(word in r for word in whole)]
     assert max(map(len, rows)) <= 80
-    assert "The fastest equal form of each, batch 1" in result.out
+    ranked = result.out.split("The fastest equal form of each, batch 1")[1]
+    rows = [
+        r.split() for r in ranked.splitlines() if r.startswith((f" {net}", f" {other}"))
+    ]
+    speeds = [float(row[-2]) for row in rows]
+    assert len(rows) == 2 and speeds == sorted(speeds)
 
 
 def test_a_backend_that_is_not_here_says_how_to_get_it(fastvit, net, monkeypatch):
