@@ -88,12 +88,13 @@ def survey_one(
     from helpers import randomise
     from leftovers import leftovers
     from op_counts import left_by, peers
+    from outsized import captured_only, parameters_on_meta
     from packages import PACKAGES, TRAINED
     from settling import first_run, settle
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parameters = _parameters_on_meta(package, name)
+    parameters = parameters_on_meta(package, name)
     if parameters > most:
         yield {"params": parameters, **captured_only(package, name)}
         return
@@ -168,36 +169,6 @@ def through_the_other(report: Any, model: Any, inputs: Any) -> dict[str, Any]:
     }
     status, left = other.equivalence.verdict, other.ops.after
     return {"export": {"status": status, "ops": left, "differs": differs}}
-
-
-def captured_only(package: str, name: str) -> dict[str, Any]:
-    """Which door opens a model whose weights there is no memory for.
-
-    It and its input are made on the meta device, which has shapes and no numbers, so
-    nothing can be fused or compared.
-    """
-    import torch
-    from packages import PACKAGES
-
-    from repcompiler.capture import run_capture
-
-    with torch.device("meta"):
-        model, inputs = PACKAGES[package].build(name)
-    found = run_capture(model.eval(), inputs, door="auto", check=False)
-    return {"status": "too large", "captured": found.door}
-
-
-def _parameters_on_meta(package: str, name: str) -> int:
-    """How many there will be, before memory is taken for them; 0 if that fails."""
-    import torch
-    from packages import PACKAGES
-
-    try:
-        with torch.device("meta"):
-            model, _ = PACKAGES[package].build(name)
-    except Exception:
-        return 0  # a model that computes while it is made
-    return sum(p.numel() for p in model.parameters())
 
 
 def record_of(report: Any) -> dict[str, Any]:
