@@ -92,7 +92,8 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         "forms": {name: _counts(subject) for name, subject in subjects.items()},
         **({"tune": first, "tuned_in": documents} if first else {}),
     }
-    if job.tune and not tuned:
+    unfused = as_loaded == "train" and "fused" not in forms  # a note says so already
+    if job.tune and not tuned and not unfused:
         notes.append(f"{text}: {_untuned(len(forms) == 2)}")
     for document in documents.values():
         notes.append(f"{text}: {tune_view.sentence(document).rstrip('.')}")
