@@ -151,4 +151,5 @@ def _channel_kept(op: Op) -> Lifted:
     if spatial is None:
         return Opaque(Reason.UNKNOWN_SHAPE)
     axis = -(int(spatial) + 1)
-    return _carry(op, {axis: axis}, computes=True)
+    kept = (axis, axis - 1) if rank == spatial + 2 else (axis,)  # the batch, if any
+    return _carry(op, {whole: whole for whole in kept}, computes=True)

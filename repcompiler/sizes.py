@@ -3,8 +3,9 @@
 `x.shape` of a norm's output would keep the norm alive. A size question moves up to an
 earlier value that has that size for certain: through ops that keep every shape; through
 convs for the batch, for a constant number of channels, and for positions that the
-window keeps; and through concats on every axis but their own. Where a view stands
-before it, the same view of the earlier value is asked.
+window keeps; through concats on every axis but their own, and through pools and
+resizes for what they keep whole. Where a view stands before it, the same view of the
+earlier value is asked.
 """
 
 from __future__ import annotations
@@ -187,6 +188,11 @@ def _same_size(value: Node, axis: int, facts: Facts, rules: Rules) -> Node | int
     own = lift(value, facts, rules)
     if isinstance(own, Stack):  # its parts have one size on every axis but its own
         return own.parts[0] if axis != own.axis else None
+    if isinstance(own, Carry) and own.step.computes:  # a pool keeps batch and channels
+        same = own.step.axes.get(axis) == axis and not own.step.pick
+        return (
+            own.source if same and facts.rank(own.source) == facts.rank(value) else None
+        )
     if not isinstance(own, Affine) or not facts.exampled:
         return None
     source, map = own.parts[0]

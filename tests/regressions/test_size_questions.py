@@ -133,3 +133,30 @@ def test_an_axis_may_change_where_another_may_not() -> None:
     result = rc.fuse(model, (draw((2, 6, 6, 5)),))
     shapes = [(2, 6, 6, 5), (1, 6, 3, 5), (1, 6, 1, 5), (1, 6, 1, 1), (2, 6, 9, 1)]
     assert_same(model, result.model, [(draw(shape),) for shape in shapes])
+
+
+class Gate(nn.Module):
+    """Pooled branches that are asked for their batch, beside other readers (CBAM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(512, 2048, 1, bias=False), nn.BatchNorm2d(2048)
+        self.mean, self.top = nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)
+        self.down, self.up = nn.Linear(2048, 128), nn.Linear(128, 2048)
+
+    def squeeze(self, pooled: Tensor) -> Tensor:
+        return self.up(self.down(pooled.view(pooled.size(0), -1)).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.relu()))
+        weight = (self.squeeze(self.mean(y)) + self.squeeze(self.top(y))).sigmoid()
+        return y * weight[:, :, None, None]
+
+
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_a_pool_that_is_asked_for_its_batch_is_not_kept_for_that(door: str) -> None:
+    model = randomise(Gate())
+    result = rc.fuse(model, (draw((2, 512, 7, 7)),), capture=door)
+    assert result.report.ops.after == result.report.ops.before - 1
+    shapes = [(2, 512, 7, 7), (1, 512, 5, 3), (3, 512, 1, 1)]
+    assert_same(model, result.model, [(draw(shape),) for shape in shapes])
