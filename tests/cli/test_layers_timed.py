@@ -183,6 +183,15 @@ def test_ops_are_timed_in_the_dtype_that_is_asked_for(fastvit, net, cache, folde
     assert "batch 1, eager, bfloat16" in " ".join(result.err.split())
 
 
+def test_the_roofline_is_measured_once_for_several_models(fastvit, net, cache, folder):
+    words = ("--backend", "eager", "--seconds", "0", "--layers", 1, "--json", "-")
+    result = fastvit("profile", net, net.replace("build", "Small"), *words)
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert len(document["layers"]) == 2
+    assert document["roofline"]["runs"] == 1
+
+
 def test_a_model_without_one_graph_is_profiled_as_a_whole(fastvit, asks, cache):
     result = fastvit("profile", asks, "--backend", "eager",
                      "--seconds", "0", "--layers", 2, "--json", "-")  # fmt: skip

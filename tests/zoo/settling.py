@@ -9,6 +9,8 @@ from helpers import NORMS
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from repcompiler.errors import first_line
+
 
 def first_run(model: Any, inputs: tuple[Any, ...]) -> bool | str:
     """Whether no output is infinite or no number; why there is none, as a text."""
@@ -16,8 +18,7 @@ def first_run(model: Any, inputs: tuple[Any, ...]) -> bool | str:
         with torch.no_grad():
             output = model(*inputs)
     except Exception as error:  # it takes something else than an image
-        line = (str(error).strip().splitlines() or [""])[0]
-        return f"{type(error).__name__}: {line}"[:200]
+        return f"{type(error).__name__}: {first_line(error)}"
     leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     return all(bool(leaf.isfinite().all()) for leaf in leaves)
 
