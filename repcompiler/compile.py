@@ -32,12 +32,13 @@ from repcompiler.parts import Pipeline
 from repcompiler.prepare import prepare
 from repcompiler.probes import probe_shapes
 from repcompiler.record import make_report
-from repcompiler.region_error import region_error
+from repcompiler.region_error import Shapes, region_error
 from repcompiler.regions import Rewrite, fused_form, original_form, rewrites
 from repcompiler.report import FuseReport, VerifyReport
 from repcompiler.rewrite import Rewritten, rewrite
 from repcompiler.select import select
 from repcompiler.state import State
+from repcompiler.thinning import thinned
 from repcompiler.tuning import Tuning, apply
 from repcompiler.verify import (
     EXACT,
@@ -284,11 +285,29 @@ def _check_regions(state: State) -> None:
         original = original_form(region, state.graph_module, facts)
         fused = fused_form(region, state.graph_module, facts)
         shapes = probe_shapes(region.meaning, region.value, facts, region.unread)
-        error = region_error(original, fused, shapes, region.meaning.axis)
+        error = _error_of(region, original, fused, shapes)
         state.exactness[region.value] = error
         good = error is not None and error <= EXACT
         (sound if good else undone).append(region)
     state.regions, state.undone = tuple(sound), tuple(undone)
+
+
+def _error_of(
+    region: Rewrite,
+    original: GraphModule,
+    fused: GraphModule,
+    shapes: Sequence[Shapes],
+) -> float | None:
+    """The region's error; on one grid of a dilated conv first, which is quick to run.
+
+    What is not shown equal there is judged by all outputs.
+    """
+    axis = region.meaning.axis
+    pair = thinned(region.meaning, original, fused)
+    error = None if pair is None else region_error(*pair, shapes, axis)
+    if error is not None and error <= EXACT:
+        return error
+    return region_error(original, fused, shapes, axis)
 
 
 def _keep_attributes(state: State) -> None:

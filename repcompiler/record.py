@@ -223,7 +223,10 @@ def _size(node: Node, state: State) -> int | None:
 
 # ---- kept --------------------------------------------------------------------------
 
-_CONVS = ("conv1d", "conv2d", "conv3d", "linear")
+_TRANSPOSED = [
+    f"{name}{n}d" for name in ("convtranspose", "conv_transpose") for n in (1, 2, 3)
+]
+_CONVS = ("conv1d", "conv2d", "conv3d", *_TRANSPOSED, "linear")
 _ACCOUNTED = ("batch_norm", "mul", "div", *_CONVS)
 
 

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ def rewrite(
     """
     draft = _copy_graph(module)
     for region in regions:
-        _insert(draft, region, _target(region, module, facts, dtype))
+        tensors = [t for node in region.nodes for t in parameters_of(node, module)]
+        _insert(draft, region, tensors, _target(region, tensors, facts, dtype))
     _drop_dead(draft.graph)
     close_norms(draft.graph, opened or {}, draft.twins)
     _drop_dead(draft.graph)
@@ -71,6 +73,10 @@ def rewrite(
     return Rewritten(built, added, frozenset((*gone, *draft.emitted)), named)
 
 
+# The parameters that a region computes with, by identity and in order.
+Origin = tuple[int, ...]
+
+
 @dataclass
 class _Draft:
     """The graph under way, in which new modules have provisional names.
@@ -80,6 +86,7 @@ class _Draft:
         fresh: new modules and tensors by provisional name.
         emitted: for each region's value, the nodes put in.
         begun: see `Emitter`.
+        made_of: provisional names of what was made, by the parameters it was made of.
     """
 
     graph: Graph
@@ -87,12 +94,42 @@ class _Draft:
     fresh: dict[str, nn.Module | Tensor]
     emitted: dict[Node, list[Node]]
     begun: dict[object, Node] = field(default_factory=dict[object, Node])
+    made_of: dict[Origin, list[str]] = field(default_factory=dict[Origin, list[str]])
 
-    def hold(self, name: str, thing: nn.Module | Tensor) -> str:
-        """Keep a new module or tensor; returns its provisional name."""
+    def hold(self, origin: Origin, name: str, thing: nn.Module | Tensor) -> str:
+        """Keep a new module or tensor; returns its provisional name.
+
+        A layer that a model calls twice is made of the same parameters both times: it
+        stays one layer, with one set of weights to store and to train.
+        """
+        twins = self.made_of.setdefault(origin, [])
+        for key in twins if origin else ():
+            if _same(self.fresh[key], thing):
+                return key
         key = f"{name}#{len(self.fresh)}"
         self.fresh[key] = thing
+        twins.append(key)
         return key
+
+
+def _same(one: nn.Module | Tensor, other: nn.Module | Tensor) -> bool:
+    """Whether two new things do the same, number by number."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        pairs: list[tuple[Any, Any]] = [(one, other)]
+    elif repr(one) == repr(other):  # its kind and its geometry
+        pairs = list(zip(one.state_dict().values(), other.state_dict().values()))
+    else:
+        return False
+    return all(type(a) is type(b) and _same_numbers(a, b) for a, b in pairs)
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    like = (one.dtype, one.device, one.shape) == (
+        other.dtype,
+        other.device,
+        other.shape,
+    )
+    return like and torch.equal(one, other)
 
 
 def _copy_graph(module: GraphModule) -> _Draft:
@@ -103,12 +140,15 @@ def _copy_graph(module: GraphModule) -> _Draft:
     return _Draft(graph, twins, {}, {})
 
 
-def _insert(draft: _Draft, region: Rewrite, target: Target) -> None:
+def _insert(
+    draft: _Draft, region: Rewrite, tensors: Sequence[Tensor], target: Target
+) -> None:
     """Compute a region's value from its meaning, and lead its readers there."""
     twin = draft.twins[region.value]
+    hold = partial(draft.hold, tuple(map(id, tensors)))
     with draft.graph.inserting_before(twin):
         value_of = draft.twins.__getitem__
-        emitter = Emitter(draft.graph, value_of, draft.hold, target, draft.begun)
+        emitter = Emitter(draft.graph, value_of, hold, target, draft.begun)
         value = emitter.emit(region.meaning, region.name)
     for node in emitter.added:
         node.meta.setdefault("nn_module_stack", twin.meta.get("nn_module_stack"))
@@ -118,10 +158,12 @@ def _insert(draft: _Draft, region: Rewrite, target: Target) -> None:
 
 
 def _target(
-    region: Rewrite, module: GraphModule, facts: Facts, dtype: torch.dtype | None
+    region: Rewrite,
+    tensors: Sequence[Tensor],
+    facts: Facts,
+    dtype: torch.dtype | None,
 ) -> Target:
     """The dtype, device and so on of the parameters that the region had."""
-    tensors = [t for node in region.nodes for t in parameters_of(node, module)]
     floating = [t for t in tensors if t.is_floating_point()]
     known = facts.dtype(region.value)
     own = known or (floating[0].dtype if floating else torch.float32)

@@ -8,12 +8,15 @@ install (`extra`), never skipped in silence.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import asked_for
 import torch
 from small_nets import kornia_table, monai_table
 from torch import Tensor, nn
@@ -62,10 +65,14 @@ SIDES = (96, 98, 112, 128, 160)
 
 def _timm_names() -> Iterator[tuple[str, str]]:
     import timm
-    from timm.models import _registry
 
     for name in timm.list_models():
-        yield _registry._model_to_module[name], name
+        yield architecture(name), name
+
+
+def architecture(name: str) -> str:
+    """The letters that a model's name begins with: `resnetv` of `resnetv2_50`."""
+    return re.split(r"[\d_]", name)[0]
 
 
 def _timm(name: str) -> Built:
@@ -76,14 +83,27 @@ def _timm(name: str) -> Built:
     return smallest(lambda **given: timm.create_model(name, **given), size)
 
 
-def smallest(make: Callable[..., nn.Module], size: Sequence[int]) -> Built:
+Sized = Callable[[int], dict[str, Any]]
+
+
+def _img_size(side: int) -> dict[str, Any]:
+    return {"img_size": side}
+
+
+def _in_size(side: int) -> dict[str, Any]:
+    return {"in_size": (side, side)}
+
+
+def smallest(
+    make: Callable[..., nn.Module], size: Sequence[int], sized: Sized = _img_size
+) -> Built:
     """A model and the smallest image that it takes; `size` (C, H, W) is its own.
 
-    Many models take any size, or are made for one (`img_size`). That is found out on
+    Many models take any size, or are made for one (`sized`). That is found out on
     the meta device, where nothing is computed; what the real model then does not take
     is given its own size.
     """
-    keywords, image = _smallest_on_meta(make, tuple(size))
+    keywords, image = _smallest_on_meta(make, tuple(size), sized)
     model, sample = make(**keywords).eval(), torch.randn(1, *image)
     if _takes(model, sample):
         return model, (sample,)
@@ -93,11 +113,11 @@ def smallest(make: Callable[..., nn.Module], size: Sequence[int]) -> Built:
 
 
 def _smallest_on_meta(
-    make: Callable[..., nn.Module], size: tuple[int, ...]
+    make: Callable[..., nn.Module], size: tuple[int, ...], sized: Sized
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
     sides = [side for side in SIDES if side < min(size[1:])]
     trials: list[tuple[dict[str, Any], list[int]]] = [({}, sides)]
-    trials += [({"img_size": side}, [side]) for side in sides]
+    trials += [(sized(side), [side]) for side in sides]
     for keywords, fitting in trials:
         try:
             with torch.device("meta"):
@@ -168,24 +188,31 @@ def _pytorchcv_names() -> Iterator[tuple[str, str]]:
 def _pytorchcv(name: str) -> Built:
     from pytorchcv.model_provider import get_model
 
-    def make() -> nn.Module:
-        return get_model(name, pretrained=False)
+    def make(**given: Any) -> nn.Module:
+        return get_model(name, pretrained=False, **given)
 
+    if name.startswith(("jasper", "quartznet")):  # their spectra need an older torch
+        make = partial(make, from_audio=False)
     model = make().eval()
+    if (inputs := asked_for.inputs_of(model)) is not None:
+        return model, inputs
     size = getattr(model, "in_size", (224, 224))
     channels = getattr(model, "in_channels", 3)
-    if isinstance(size, int):  # an audio net
-        return model, (torch.randn(1, channels, size),)
-    return smallest(make, (channels, *size))
+    return smallest(make, (channels, *size), _in_size)
+
+
+# Each decoder stands on each of these: dense, inverted, re-parameterizable, LayerNorm.
+_ENCODERS = ("densenet121", "efficientnet-b0", "mobileone_s0", "tu-convnext_atto")
 
 
 def _smp_names() -> Iterator[tuple[str, str]]:
     import segmentation_models_pytorch as smp
 
     heads = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus"
-    for head in (*heads.split(), "UPerNet", "Segformer", "DPT"):
-        encoder = "tu-vit_tiny_patch16_224" if head == "DPT" else "resnet18"
-        yield head, f"{head}/{encoder}"
+    for head in (*heads.split(), "UPerNet", "Segformer"):
+        for encoder in ("resnet18", *_ENCODERS):
+            yield head, f"{head}/{encoder}"
+    yield "DPT", "DPT/tu-vit_tiny_patch16_224"
     for encoder in smp.encoders.get_encoder_names():
         yield f"encoder {encoder.rstrip(_DIGITS)}", f"Unet/{encoder}"
 

@@ -41,6 +41,7 @@ SECONDS = 300  # of the processor, for one model
 OTHER_DOOR = 45  # of these, for what comes after its verdict
 PATIENCE = 4  # times as long by the clock, on a machine that has other work
 MOST_PARAMETERS = 120e6
+PEERS = ("timm", "torch", "both")
 # In the note of a verdict that says little: drawn statistics can make a model chaotic.
 MAGNIFIES = "magnifies its own rounding"
 MEMORY_PER_PARAMETER = 90  # bytes: the model and its fused form, in two precisions
@@ -240,7 +241,7 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
         record = _records().get(key, {})
         if others or is_current(record, stamp, options.parameters):
             continue
-        if options.missing and ("ops" in record or "captured" in record):
+        if options.missing and is_complete(record, first):
             continue
         if time.monotonic() > deadline:
             break
@@ -254,6 +255,18 @@ def is_current(record: dict[str, Any], stamp: str, most: float) -> bool:
     """Whether a record says what a run now would: of that stamp, and not set aside."""
     aside = record.get("status") == "too large" and record["params"] <= most
     return record.get("stamp") == stamp and not aside
+
+
+def is_complete(record: dict[str, Any], first: bool) -> bool:
+    """Whether any revision did all that there is to do with a model.
+
+    The first of a family has its ops through every peer, and through the other door.
+    """
+    if "captured" in record or not first:
+        return bool({"captured", "ops"} & {*record})
+    both = "export" in record or record.get("door") != "symbolic_trace"
+    compared = len(record.get("peers", ())) == len(PEERS)
+    return "ops" in record and ((both and compared) or "unfinished" in record)
 
 
 def load() -> None:

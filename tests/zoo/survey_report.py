@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from survey import PEERS
+
 Record = dict[str, Any]
 Records = dict[str, Record]
 
@@ -125,9 +127,6 @@ def _against(done: Records) -> str:
         f"Fewer than the best peer on {fewer} models, more on {len(worse)}.\n"
     )
     return text + ("\n" + _table(["Model", "Ours", "Peer"], worse) if worse else "")
-
-
-PEERS = ("timm", "torch", "both")
 
 
 def _families(done: Records) -> str:
