@@ -151,7 +151,11 @@ def _torchvision_names() -> Iterator[tuple[str, str]]:
 def _torchvision(name: str) -> Built:
     import torchvision
 
-    keywords = {"weights_backbone": None} if _has_backbone(name) else {}
+    keywords: dict[str, Any] = {}
+    if _has_backbone(name):
+        keywords["weights_backbone"] = None
+    if "rcnn" in name:  # else the second stage looks at 1,000 boxes of any image
+        keywords["rpn_post_nms_top_n_test"] = 100
     model = torchvision.models.get_model(name, weights=None, **keywords)
     home = type(model).__module__
     if "detection" in home:
@@ -161,9 +165,10 @@ def _torchvision(name: str) -> Built:
     if "optical_flow" in home:
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if "video" in home:
-        large = name.startswith(("mvit", "swin", "s3d"))
-        frames, side = (16, 224) if large else (8, 112)
-        return model, (torch.randn(1, 3, frames, side, side),)
+        clip = torch.randn(1, 3, 8, 112, 112)
+        if not _takes(model.eval(), clip):
+            clip = torch.randn(1, 3, 16, 224, 224)
+        return model, (clip,)
     return model, _image(224)
 
 

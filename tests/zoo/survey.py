@@ -155,6 +155,7 @@ def through_the_other(report: Any, model: Any, inputs: Any) -> dict[str, Any]:
     `differs` holds each kind of op that the two doors leave a different number of.
     """
     import repcompiler
+    from repcompiler.errors import first_line
 
     if report.capture != "symbolic_trace":
         return {}
@@ -193,15 +194,13 @@ def _by_type(report: Any) -> tuple[dict[str, int], dict[str, int]]:
     return report.ops.before_by_type, report.ops.after_by_type
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
-
-
 def child(
     package: str, name: str, first: bool, most: float, answer: Connection
 ) -> None:
     """Survey one model within the limits, and send the record each time it grows."""
     import resource
+
+    from repcompiler.errors import first_line
 
     def limit(seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, hard))
