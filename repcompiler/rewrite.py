@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -209,11 +209,10 @@ def _relax_views(draft: _Draft) -> None:
 
 def _settle_names(graph: Graph, fresh: Mapping[str, Any]) -> dict[str, str]:
     """Final names: the place a module came from, or a child of it if that is taken."""
-    taken = {
-        str(node.target)
-        for node in graph.nodes
-        if node.op in ("call_module", "get_attr") and str(node.target) not in fresh
-    }
+    taken = _Taken()
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and str(node.target) not in fresh:
+            taken.add(str(node.target))
     names: dict[str, str] = {}
     for node in graph.nodes:
         key = str(node.target)
@@ -225,9 +224,33 @@ def _settle_names(graph: Graph, fresh: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _free_name(wanted: str, taken: set[str]) -> str:
+class _Taken:
+    """Dotted names that are given, and what they are inside of."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names: set[str] = set()
+        self.inside: set[str] = set()
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Give a name."""
+        self.names.add(name)
+        self.inside.update(_outer(name))
+
+    def clashes(self, name: str) -> bool:
+        """Whether a name is given, is inside of one that is, or has one inside."""
+        return name in self.inside or not self.names.isdisjoint((name, *_outer(name)))
+
+
+def _outer(name: str) -> Iterator[str]:
+    """`a` and `a.b` of `a.b.c`."""
+    return itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+
+
+def _free_name(wanted: str, taken: _Taken) -> str:
     """`wanted`, a child of it, or a sibling of it, whichever clashes with nothing."""
-    return next(n for n in _proposals(wanted) if not any(_clash(n, t) for t in taken))
+    return next(name for name in _proposals(wanted) if not taken.clashes(name))
 
 
 def _proposals(wanted: str) -> Iterator[str]:
@@ -239,10 +262,6 @@ def _proposals(wanted: str) -> Iterator[str]:
         yield ".".join([*parts, suffix])
         for depth in range(len(parts) - 1, -1, -1):
             yield ".".join([*parts[:depth], "_".join([*parts[depth:], suffix])])
-
-
-def _clash(a: str, b: str) -> bool:
-    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
 
 
 def _copied(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from repcompiler.rewrite import _free_name
+from repcompiler.rewrite import _free_name, _Taken
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from repcompiler.rewrite import _free_name
     ],
 )
 def test_free_name(taken: set[str], expected: str) -> None:
-    assert _free_name("a.b", taken) == expected
+    assert _free_name("a.b", _Taken(taken)) == expected
