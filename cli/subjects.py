@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import backends, cells, macs, runners, tune_view, tuner
+from fastvit_cli import backends, cells, macs, onnxmacs, runners, tune_view, tuner
 from fastvit_cli.backends import TUNED_IN
 from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
 from fastvit_cli.measured import Setting
@@ -89,7 +89,7 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         "model": text,
         "input_size": list(runner.card.input_size),
         "weights": runner.card.weights,
-        "forms": {name: _counts(subject) for name, subject in subjects.items()},
+        "forms": {name: _counts(it, runner) for name, it in subjects.items()},
         **({"tune": first, "tuned_in": documents} if first else {}),
     }
     unfused = as_loaded == "train" and "fused" not in forms  # a note says so already
@@ -168,10 +168,12 @@ def _written(runner: runners.Runner, tuned: tuner.Tuned) -> Any:
     return rc.fuse(runner.model, runner.inputs, **told).model
 
 
-def _counts(subject: cells.Subject) -> dict[str, Any]:
+def _counts(subject: cells.Subject, runner: runners.Runner) -> dict[str, Any]:
     """Parameters, MACs and ops of one forward pass of batch 1."""
     from repcompiler.counting import count
 
+    if runner.form == "onnx":
+        return onnxmacs.counts(runner.file, runner.inputs)
     if subject.model is None:
         return {"params": None, "macs": None, "ops": None}
     params = sum(p.numel() for p in subject.model.parameters())

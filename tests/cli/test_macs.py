@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastvit_cli import macs
+from fastvit_cli import macs, onnxmacs
 from torch import nn
 
 from repcompiler.counting import count
@@ -73,3 +73,63 @@ def test_fastvit_with_attention_is_counted_alike_by_both_counters():
     # Two blocks, 16 heads of 32 over 2x2 positions: Q Kᵀ and then the sum of V.
     assert counted.by_operator[macs.ATTENTION] == 2 * 16 * (4 * 4 * 32 + 4 * 4 * 32)
     assert counted.uncounted["gelu"] > 0
+
+
+class Everything(nn.Module):
+    """A grouped, strided conv, a transposed one, a linear layer and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2)
+        self.linear = nn.Linear(4, 5)
+        self.scale = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(torch.relu(self.conv(x))) * self.scale
+        y = y @ y.transpose(-2, -1)
+        return self.linear(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_onnx_graph_is_counted_as_by_hand(tmp_path, dynamic):
+    net, x = Everything().eval(), torch.randn(1, 4, 10, 12)
+    file = str(tmp_path / "net.onnx")
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}} if dynamic else {}
+    torch.onnx.export(
+        net, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes
+    )
+    counted = onnxmacs.counts(file, (x,))
+    conv, up = 6 * 5 * 6 * 2 * 9, 6 * 5 * 6 * 2 * 4
+    assert counted["macs_by_operator"] == {
+        "Conv": conv,
+        "ConvTranspose": up,
+        "MatMul": 4 * 10 * 10 * 12,
+        "Gemm": 4 * 5,
+    }
+    assert counted["macs"] == count(net, (x,))[1]
+    assert counted["params"] == sum(p.numel() for p in net.parameters())
+    assert counted["uncounted"]["Relu"] == 1
+    larger = onnxmacs.counts(file, (torch.randn(1, 4, 20, 12),))
+    assert larger["macs_by_operator"]["Conv"] == 2 * conv
+
+
+def test_what_has_no_size_is_listed(tmp_path):
+    from onnx import TensorProto, helper, save
+
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Cast", ["places"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "cast"], ["y"]),
+        helper.make_node("Einsum", ["x", "x"], ["z"], equation="ij,kj->ik"),
+    ]
+    values = (("x", (2, 3)), ("y", None), ("z", None))
+    x, *results = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+        for name, sizes in values
+    )
+    file = str(tmp_path / "net.onnx")
+    save(helper.make_model(helper.make_graph(nodes, "net", [x], results)), file)
+    counted = onnxmacs.counts(file, (torch.randn(2, 3),))
+    assert counted["macs_by_operator"] == {"Einsum": 2 * 3 * 2}
+    assert counted["uncounted"] == {"NonZero": 1, "Cast": 1, "MatMul": 1}

@@ -20,6 +20,7 @@ import asked_for
 import torch
 from small_nets import kornia_table, monai_table
 from torch import Tensor, nn
+from transformers_nets import TRANSFORMERS
 
 Built = tuple[nn.Module, tuple[Any, ...]]
 
@@ -203,11 +204,22 @@ def _pytorchcv(name: str) -> Built:
         return model, inputs
     size = getattr(model, "in_size", (224, 224))
     channels = getattr(model, "in_channels", 3)
-    return smallest(make, (channels, *size), _in_size)
+    if max(size) > 224:
+        return smallest(make, (channels, *size), _in_size)
+    for side in (
+        96,
+        128,
+    ):  # most end in a pool over 7 x 7 and take their own size alone
+        if side < min(size) and _takes(
+            model, image := torch.randn(1, channels, side, side)
+        ):
+            return model, (image,)
+    return model, (torch.randn(1, channels, *size),)
 
 
 # Each decoder stands on each of these: dense, inverted, re-parameterizable, LayerNorm.
 _ENCODERS = ("densenet121", "efficientnet-b0", "mobileone_s0", "tu-convnext_atto")
+_UNDILATED = {(h, "densenet121") for h in ("PAN", "DeepLabV3", "DeepLabV3Plus")}
 
 
 def _smp_names() -> Iterator[tuple[str, str]]:
@@ -216,7 +228,8 @@ def _smp_names() -> Iterator[tuple[str, str]]:
     heads = "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus"
     for head in (*heads.split(), "UPerNet", "Segformer"):
         for encoder in ("resnet18", *_ENCODERS):
-            yield head, f"{head}/{encoder}"
+            if (head, encoder) not in _UNDILATED:
+                yield head, f"{head}/{encoder}"
     yield "DPT", "DPT/tu-vit_tiny_patch16_224"
     for encoder in smp.encoders.get_encoder_names():
         yield f"encoder {encoder.rstrip(_DIGITS)}", f"Unet/{encoder}"
@@ -278,61 +291,9 @@ def _ultralytics(name: str) -> Built:
 
 # ---- transformers ------------------------------------------------------------------
 
-_SMALL_DETR = {
-    "encoder_ffn_dim": 128,
-    "decoder_ffn_dim": 128,
-    "num_queries": 20,
-    "decoder_layers": 2,
-}
-# Class, settings of its config, input size. Defaults are small where none are given.
-_TRANSFORMERS: dict[str, tuple[dict[str, Any], int]] = {
-    "MobileNetV1ForImageClassification": ({}, 224),
-    "MobileNetV2ForImageClassification": ({}, 224),
-    "MobileNetV2ForSemanticSegmentation": ({}, 224),
-    "LevitForImageClassification": ({}, 224),
-    "LevitForImageClassificationWithTeacher": ({}, 224),
-    "RegNetForImageClassification": ({}, 224),
-    "ResNetForImageClassification": ({}, 224),
-    "ResNetBackbone": ({"out_features": ["stage2", "stage4"]}, 224),
-    "HGNetV2ForImageClassification": ({}, 224),
-    "HGNetV2Backbone": ({"out_features": ["stage2", "stage4"]}, 224),
-    "MobileViTForImageClassification": ({}, 256),
-    "MobileViTForSemanticSegmentation": ({}, 256),
-    "MobileViTV2ForImageClassification": ({}, 256),
-    "MobileViTV2ForSemanticSegmentation": ({}, 256),
-    "EfficientNetForImageClassification": (
-        {"width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
-        224,
-    ),
-    "SwiftFormerForImageClassification": ({}, 224),
-    "CvtForImageClassification": ({}, 224),
-    "TextNetForImageClassification": ({}, 224),
-    "TextNetBackbone": ({}, 224),
-    "PPLCNetForImageClassification": ({}, 224),
-    "PPLCNetV3Backbone": ({}, 224),
-    "PPLCNetV4Backbone": ({}, 224),
-    "RTDetrResNetBackbone": ({}, 224),
-    "RTDetrModel": (_SMALL_DETR, 160),
-    "RTDetrForObjectDetection": (_SMALL_DETR, 160),
-    "RTDetrV2ForObjectDetection": (_SMALL_DETR, 160),
-    "DFineModel": (_SMALL_DETR, 160),
-    "DFineForObjectDetection": (_SMALL_DETR, 160),
-    "Deimv2ForObjectDetection": ({}, 160),
-    "SegformerForSemanticSegmentation": ({}, 128),
-    "GLPNForDepthEstimation": ({}, 128),
-    "PoolFormerForImageClassification": ({}, 224),
-    "ConvNextForImageClassification": ({}, 128),
-    "ConvNextV2ForImageClassification": ({}, 128),
-    "BitForImageClassification": ({"depths": [1, 1, 1, 1]}, 128),
-    "PPOCRV5MobileDetForObjectDetection": ({}, 160),
-    "SuperPointForKeypointDetection": ({}, 128),
-    "VitPoseForPoseEstimation": ({}, 128),
-    "FocalNetForImageClassification": ({}, 224),
-}
-
 
 def _transformers_names() -> Iterator[tuple[str, str]]:
-    for name in _TRANSFORMERS:
+    for name in TRANSFORMERS:
         head = name.partition("For")[0]
         yield head.removesuffix("Model").removesuffix("Backbone"), name
 
@@ -340,7 +301,7 @@ def _transformers_names() -> Iterator[tuple[str, str]]:
 def _transformers(name: str) -> Built:
     import transformers
 
-    settings, size = _TRANSFORMERS[name]
+    settings, size = TRANSFORMERS[name]
     kind: Any = getattr(transformers, name)
     config = kind.config_class(**settings)
     if "VitPose" in name:
