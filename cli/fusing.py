@@ -86,7 +86,12 @@ def tune(job: Job, loaded: Loaded, stage: Stage) -> tuner.Tuned:
     setting = Setting(device, loaded.dtype, told.threads, told.batch, told.backend)
     dynamic = loaded.dynamic_batch
     task = Task(
-        loaded.model, loaded.inputs, setting, job.capture, dynamic_batch=dynamic
+        loaded.model,
+        loaded.inputs,
+        setting,
+        job.capture,
+        dynamic_batch=dynamic,
+        in_order=job.certificate is not None,
     )
     try:
         return tuner.tune(task, stage)

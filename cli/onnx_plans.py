@@ -85,7 +85,7 @@ def _rows(task: Task, found: Candidates, times: OpTimes) -> dict[str, Row]:
     from repcompiler import forms
 
     module = found.default.module
-    possible = forms.alternatives(module)
+    possible = forms.alternatives(module, in_order=task.in_order)
     if not possible:
         return {}
     singles = Singles.of(task, module, possible)

@@ -40,6 +40,7 @@ class Task:
         regions: whether measured costs may choose other regions; it takes longest.
         dynamic_batch: whether the model takes any number of samples.
         exports: ONNX files of the model's plans, for who tunes it more than once.
+        in_order: whether every value keeps the order of its channels.
     """
 
     model: Any
@@ -50,6 +51,7 @@ class Task:
     regions: bool = True
     dynamic_batch: bool = True
     exports: Exports | None = None
+    in_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def forms_by_time(
     from repcompiler import forms
 
     found: dict[str, dict[str, float]] = {}
-    possible = forms.alternatives(module)
+    possible = forms.alternatives(module, in_order=task.in_order)
     shapes = shapes_read(module, task, tuple(possible))
     for name, names in possible.items():
         conv: Any = module.get_submodule(name)

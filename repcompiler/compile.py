@@ -106,6 +106,8 @@ def fuse(
     require_numbers(model)
     inputs = positional_inputs(model, example_inputs)
     door = "auto" if capture == DOOR else capture
+    if certify and tuning is not None:
+        tuning = replace(tuning, in_order=True)
 
     def pipeline(part: Model, given: tuple[Any, ...] | None, many: int = 1) -> State:
         return run_stages(

@@ -4,7 +4,7 @@ A fused graph has the fewest ops, and a runtime may have a slow kernel for one o
 torch's CPU kernel takes several times as long for a depthwise conv with k outputs per
 channel as for k depthwise convs. `FORMS` is the table of what else such a conv can be;
 `respell` writes the forms that somebody has chosen (a `Tuning`) into a graph. Kernels
-are cut, never computed with, so that every number is the same.
+are cut and put in order, never computed with, so that every number is the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
+
+from repcompiler.reorder import reorder, reordering
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -32,12 +34,15 @@ class Form:
         parts: the convs that take its place, with its numbers.
         emit: from (graph, the conv, one call of each part as a function of its input,
             the input) to the node of the result.
+        order: where the result has its channels in another order, the channel that is
+            j-th in it, for each j. Only for convs of which nobody sees the order.
     """
 
     sentence: str
     fits: Callable[[Conv], bool]
     parts: Callable[[Conv], list[Conv]]
     emit: Callable[[Writer, Conv, Node], Node]
+    order: Callable[[Conv], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,17 @@ def _emit_stacked_last(to: Writer, conv: Conv, value: Node) -> Node:
     return swap(to.call(torch.flatten, stacked, -2), reversed(pairs))
 
 
+def _emit_concatenated(to: Writer, conv: Conv, value: Node) -> Node:
+    values = [to.part(index, value) for index in range(len(to.names))]
+    return to.call(torch.cat, values, -(len(conv.kernel_size) + 1))
+
+
+def _by_output(conv: Conv) -> torch.Tensor:
+    """First the channels' first outputs, then their second ones, and so on."""
+    times = conv.out_channels // conv.in_channels
+    return torch.arange(conv.out_channels).reshape(-1, times).t().flatten()
+
+
 def _widened(conv: Conv) -> list[Conv]:
     """A depthwise conv with one output per channel of an input repeated k times."""
     return [_like(conv, conv.weight, conv.bias, groups=conv.out_channels)]
@@ -139,6 +155,13 @@ FORMS: dict[str, Form] = {
         _per_output,
         _emit_stacked_last,
     ),
+    "concatenated": Form(
+        "one depthwise conv for each output of a channel, side by side",
+        _multiplies,
+        _per_output,
+        _emit_concatenated,
+        _by_output,
+    ),
     "repeated": Form(
         "a depthwise conv of the channels repeated",
         _multiplies,
@@ -157,22 +180,30 @@ FORMS: dict[str, Form] = {
 # ---- choosing and writing -----------------------------------------------------------
 
 
-def alternatives(module: GraphModule) -> dict[str, tuple[str, ...]]:
-    """For each conv of a graph that can be written otherwise, the names of the ways."""
+def alternatives(
+    module: GraphModule, *, in_order: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """For each conv of a graph that can be written otherwise, the names of the ways.
+
+    With `in_order`, without those that change the order of channels.
+    """
     found: dict[str, tuple[str, ...]] = {}
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     for node in module.graph.nodes:
         conv = _plain_conv(node, module)
         if conv is None or any(r.startswith(f"{node.target}.") for r in read):
             continue
-        names = tuple(name for name, form in FORMS.items() if form.fits(conv))
-        if names:
-            found[str(node.target)] = names
+        fitting = [name for name, form in FORMS.items() if form.fits(conv)]
+        ordering = any(map(_orders, fitting))
+        if ordering and (in_order or reordering(node, module) is None):
+            fitting = [name for name in fitting if not _orders(name)]
+        if fitting:
+            found[str(node.target)] = tuple(fitting)
     return found
 
 
 def respell(
-    module: GraphModule, forms: Mapping[str, str]
+    module: GraphModule, forms: Mapping[str, str], *, in_order: bool = False
 ) -> dict[str, tuple[Node, ...]]:
     """Write convs of a graph in other forms, in place.
 
@@ -180,27 +211,43 @@ def respell(
         module: what `rewrite` built.
         forms: name of a conv → a name of `FORMS`; a conv that is not there, or that
             has no such form, stays as it is.
+        in_order: whether every value keeps the order of its channels.
 
     Returns:
         For each node replaced, by name, the nodes in its place; the last has its value.
     """
-    possible = alternatives(module)
+    possible = alternatives(module, in_order=in_order)
     replaced: dict[str, tuple[Node, ...]] = {}
-    for name, form in forms.items():
+    # Those that change other layers come first, before these are written otherwise.
+    for name, form in sorted(forms.items(), key=lambda item: not _orders(item[1])):
         if form not in possible.get(name, ()):
             continue
         conv: Any = module.get_submodule(name)
-        parts = FORMS[form].parts(conv)
-        nodes = [n for n in module.graph.nodes if str(n.target) == name]
-        module.set_submodule(name, nn.ModuleList(parts))
-        names = tuple(f"{name}.{index}" for index in range(len(parts)))
-        for node in nodes:
-            if node.op == "call_module":
-                replaced[node.name] = _replace(node, conv, names, FORMS[form])
+        calls = [n for n in module.graph.nodes if str(n.target) == name]
+        if (order := FORMS[form].order) is not None:
+            change = reordering(calls[0], module)
+            if change is None:  # another form was in the way
+                continue
+            reorder(module, change, order(conv))
+        replaced |= _write(module, name, FORMS[form])
     if replaced:
         module.graph.lint()
         module.recompile()
     return replaced
+
+
+def _write(module: GraphModule, name: str, form: Form) -> dict[str, tuple[Node, ...]]:
+    """Put a form in the place of every call of a conv."""
+    conv: Any = module.get_submodule(name)
+    calls = [n for n in module.graph.nodes if str(n.target) == name]
+    parts = form.parts(conv)
+    module.set_submodule(name, nn.ModuleList(parts))
+    names = tuple(f"{name}.{index}" for index in range(len(parts)))
+    return {call.name: _replace(call, conv, names, form) for call in calls}
+
+
+def _orders(form: str) -> bool:
+    return form in FORMS and FORMS[form].order is not None
 
 
 def _replace(
@@ -261,11 +308,15 @@ def _like(
 
 
 def alone(conv: Conv, form: str) -> GraphModule:
-    """A conv by itself, in a form of `FORMS` or, under any other name, as it is."""
+    """A conv by itself, in a form of `FORMS` or, under any other name, as it is.
+
+    A form that has an order of channels keeps it: nobody is there to take it back.
+    """
     graph = Graph()
     value = graph.placeholder("value")
     graph.output(graph.call_module("conv", (value,)))
     module = GraphModule({"conv": conv}, graph)
-    if form in FORMS:
-        respell(module, {"conv": form})
+    if form in FORMS and FORMS[form].fits(conv):
+        _write(module, "conv", FORMS[form])
+        module.recompile()
     return module

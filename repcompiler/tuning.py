@@ -38,12 +38,15 @@ class Tuning:
             what they compute. Values are the same; the backward pass of torch 2.14 on a
             CPU is not to be relied on in this layout, so that it is for inference.
         in_place: whether activations and sums overwrite what nobody else reads.
+        in_order: whether every value keeps the order of its channels, as certificates
+            need; forms that change it are left out.
     """
 
     costs: Known | None = None
     forms: Mapping[str, str] = field(default_factory=dict[str, str])
     channels_last: bool = False
     in_place: bool = False
+    in_order: bool = False
 
 
 def apply(
@@ -55,7 +58,7 @@ def apply(
         inputs: of the model; without them no shape is known, and no sum is written to
             what it reads.
     """
-    replaced = respell(rewritten.module, tuning.forms)
+    replaced = respell(rewritten.module, tuning.forms, in_order=tuning.in_order)
     if tuning.in_place:
         module = rewritten.module
         held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
