@@ -216,6 +216,8 @@ def respell(
     Returns:
         For each node replaced, by name, the nodes in its place; the last has its value.
     """
+    if not forms:  # the default plan, which need not know what could be
+        return {}
     possible = alternatives(module, in_order=in_order)
     replaced: dict[str, tuple[Node, ...]] = {}
     # Those that change other layers come first, before these are written otherwise.

@@ -206,13 +206,10 @@ def _pytorchcv(name: str) -> Built:
     channels = getattr(model, "in_channels", 3)
     if max(size) > 224:
         return smallest(make, (channels, *size), _in_size)
-    for side in (
-        96,
-        128,
-    ):  # most end in a pool over 7 x 7 and take their own size alone
-        if side < min(size) and _takes(
-            model, image := torch.randn(1, channels, side, side)
-        ):
+    # Most end in a pool over 7 x 7 and take their own size alone.
+    for side in (side for side in (96, 128) if side < min(size)):
+        (image,) = _image(side, channels=channels)
+        if _takes(model, image):
             return model, (image,)
     return model, (torch.randn(1, channels, *size),)
 
