@@ -24,7 +24,8 @@ _ALIKE_MODULES = (
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.LeakyReLU, nn.Softplus),
     *(nn.Identity, nn.Dropout, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, *_POOLED),
 )
-_ALIKE = frozenset(
+_POOLING = frozenset(f"adaptive_avg_pool{rank}d" for rank in (1, 2, 3))
+_ALIKE = _POOLING | frozenset(
     "relu relu_ relu6 gelu gelu_ silu silu_ mish sigmoid sigmoid_ tanh tanh_ elu elu_ "
     "hardswish hardswish_ hardsigmoid hardtanh leaky_relu softplus "
     "add add_ iadd sub mul mul_ imul truediv div neg abs exp sqrt square".split()
@@ -161,7 +162,8 @@ def _layer(node: Node, module: GraphModule) -> Any:
     if node.op != "call_module":
         raise _Seen
     layer = module.get_submodule(str(node.target))
-    if type(layer) in _ALIKE_MODULES and not _hooked(layer):
+    alike = type(layer) in _ALIKE_MODULES or _flattens(node, module)
+    if alike and not _hooked(layer):
         return None
     if type(layer) not in _LAYERS or not _is_own(str(node.target), layer, module):
         raise _Seen
@@ -185,17 +187,31 @@ def _keeps(mean: Node) -> bool:
 
 def _flattens(node: Node, module: GraphModule) -> bool:
     """Whether all axes behind the channels go, each of which has one element."""
-    if node.op == "call_module" or op_name(node) != "flatten":
+    if node.op == "call_module":
+        layer: Any = module.get_submodule(str(node.target))
+        if type(layer) is not nn.Flatten:
+            return False
+        axes = (layer.start_dim, layer.end_dim)
+    elif op_name(node) == "flatten":
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:])) | node.kwargs
+        axes = (given.get("start_dim", 0), given.get("end_dim", -1))
+    else:
         return False
-    source, *axes = node.args
-    first = axes[0] if axes else node.kwargs.get("start_dim")
-    last = axes[1] if len(axes) > 1 else node.kwargs.get("end_dim", -1)
-    if not isinstance(source, Node) or source.op != "call_module":
-        return False
-    pool: Any = module.get_submodule(str(source.target))
-    sizes = getattr(pool, "output_size", None)
-    single = sizes == 1 or (isinstance(sizes, tuple) and set(sizes) == {1})
-    return (first, last) == (1, -1) and isinstance(pool, _POOLED) and single
+    source = node.all_input_nodes[0]
+    return axes == (1, -1) and _is_pooled(source, module)
+
+
+def _is_pooled(node: Node, module: GraphModule) -> bool:
+    """Whether an op leaves one element of each axis behind the channels."""
+    if node.op == "call_module":
+        pool: Any = module.get_submodule(str(node.target))
+        size = pool.output_size if isinstance(pool, _POOLED) else None
+    elif op_name(node) in _POOLING:
+        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
+    else:
+        return bool(_averaged(node)) and _keeps(node)
+    sizes: Any = size if isinstance(size, (tuple, list)) else (size,)
+    return all(length == 1 for length in sizes)
 
 
 def _is_own(name: str, layer: nn.Module, module: GraphModule) -> bool:

@@ -57,6 +57,23 @@ FREE = {
         pool=nn.AdaptiveAvgPool2d(1),
         head=nn.Linear(12, 7),
     ),
+    "a gate, a pool and a head of modules": net(
+        lambda n, x: n.head(n.flat(n.pool(n.gate(n.split(x))))),
+        gate=Gate(),
+        pool=nn.AdaptiveAvgPool2d((1, 1)),
+        flat=nn.Flatten(),
+        head=nn.Linear(12, 7),
+    ),
+    "a pool and a head of functions": net(
+        lambda n, x: n.head(
+            torch.flatten(F.adaptive_avg_pool2d(n.split(x), 1), start_dim=1)
+        ),
+        head=nn.Linear(12, 7),
+    ),
+    "a mean that keeps its axes": net(
+        lambda n, x: n.head(n.split(x).mean((2, 3), keepdim=True).flatten(1)),
+        head=nn.Linear(12, 7),
+    ),
     "a mean and a head": net(
         lambda n, x: n.head(F.relu(n.split(x)).mean((-2, -1))), head=nn.Linear(12, 7)
     ),
@@ -107,6 +124,27 @@ KEPT = {
     ),
     "flattened with places": net(
         lambda n, x: n.head(F.relu(n.split(x)).flatten(1)), head=nn.Linear(12 * 63, 5)
+    ),
+    "flattened with places, by a module": net(
+        lambda n, x: n.head(n.flat(F.relu(n.split(x)))),
+        flat=nn.Flatten(),
+        head=nn.Linear(12 * 63, 5),
+    ),
+    "pooled to more than one place": net(
+        lambda n, x: n.head(n.flat(n.pool(n.split(x)))),
+        pool=nn.AdaptiveAvgPool2d(2),
+        flat=nn.Flatten(),
+        head=nn.Linear(12 * 4, 5),
+    ),
+    "flattened together with the batch": net(
+        lambda n, x: n.flat(n.pool(n.split(x))).reshape(-1, 12) @ n.head.weight,
+        pool=nn.AdaptiveAvgPool2d(1),
+        flat=nn.Flatten(0),
+        head=nn.Linear(5, 12),
+    ),
+    "a mean of one axis": net(
+        lambda n, x: n.head(n.split(x).mean(3, keepdim=True).flatten(1)),
+        head=nn.Linear(12 * 9, 5),
     ),
     "a linear layer along another axis": net(
         lambda n, x: n.head(F.relu(n.split(x))), head=nn.Linear(7, 12)
