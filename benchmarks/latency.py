@@ -83,7 +83,7 @@ def tuned(name: str, home: str, batch: int, threads: int) -> nn.Module | str:
     """Our form tuned for one of `TUNED_IN`; `default` where the default plan stays."""
     made, x, _ = forms(name)
     setting = Setting("cpu", "float32", threads, batch, home)
-    more = {"seconds": 1.0, "regions": False, "exports": exports(name)}
+    more = {"regions": False, "exports": exports(name)}
     plan = tuner.tune(Task(made["train"], (x,), setting, **more), lambda _: None).plan
     return "default" if plan is None else plan.module
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
+from repcompiler.lift import is_hooked
 from repcompiler.reorder import reorder, reordering
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -271,8 +272,7 @@ def _plain_conv(node: Node, module: GraphModule) -> Conv | None:
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     conv = module.get_submodule(str(node.target))
-    hooks = (conv._forward_hooks, conv._forward_pre_hooks)
-    known = type(conv) in CONVS and not any(hooks)
+    known = type(conv) in CONVS and not is_hooked(conv)
     return conv if known and isinstance(conv.padding, tuple) else None  # type: ignore[return-value]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ def make_report(state: State) -> FuseReport:
     before, macs_before = count(module, state.inputs)
     after, macs_after = count(state.rewritten.module, state.inputs)
     known = state.inputs is not None
+    built = {node.name: node for node in state.rewritten.module.graph.nodes}
     seconds = dict(state.seconds)
     stages = ("lift", "compose", "select", "lower")
     seconds["fuse"] = sum(seconds.get(stage, 0.0) for stage in stages)
@@ -51,7 +52,7 @@ def make_report(state: State) -> FuseReport:
         ),
         params=Change(_parameters(module), _parameters(state.rewritten.module)),
         macs=Change(macs_before if known else None, macs_after if known else None),
-        regions=tuple(_region(region, state) for region in state.regions),
+        regions=tuple(_region(region, built, state) for region in state.regions),
         kept=tuple(_kept(state)),
         equivalence=state.equivalence or VerifyReport(False, "not checked"),
         seconds=seconds,
@@ -65,31 +66,29 @@ def _parameters(module: nn.Module) -> int:
 # ---- regions -----------------------------------------------------------------------
 
 
-def _region(region: Rewrite, state: State) -> Region:
+def _region(region: Rewrite, built: Mapping[str, Node], state: State) -> Region:
     assert state.rewritten is not None
     gone = [n for n in region.nodes if n in state.rewritten.removed]
     added = state.rewritten.added[region.value]
+    calls = [built[n] for n in state.rewritten.nodes[region.value] if n in built]
     return Region(
         name=region.name,
         kind=region.kind,
         removed=tuple(node_name(node, state) for node in gone),
         added=added,
         exactness=state.exactness.get(region.value),
-        ops=Change(sum(_computes(n, state) for n in gone), _added_ops(region, state)),
+        ops=Change(sum(_computes(n, state) for n in gone), sum(map(_runs, calls))),
         params=Change(_node_parameters(gone, state), _added_parameters(region, state)),
         macs=Change(_node_macs(gone, state), _meaning_macs(region, state)),
         graph=_graph(region, set(gone), state),
     )
 
 
-def _added_ops(region: Rewrite, state: State) -> int:
-    """What was added and computes: views and the parameters that are read do not."""
-    assert state.rewritten is not None
-    module = state.rewritten.module
-    names = state.rewritten.nodes[region.value]
-    added = [node for node in module.graph.nodes if node.name in names]
-    calls = [node for node in added if node.op.startswith("call_")]
-    return sum(node.op == "call_module" or op_name(node) not in VIEWS for node in calls)
+def _runs(node: Node) -> bool:
+    """Whether an op that was added computes: views and what is only read do not."""
+    if node.op == "call_module":
+        return True
+    return node.op.startswith("call_") and op_name(node) not in VIEWS
 
 
 # Of the names of `counting` and of torch, those that a rewrite may add.

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from repcompiler.lift import is_hooked
 from repcompiler.partial import op_name
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -163,7 +164,7 @@ def _layer(node: Node, module: GraphModule) -> Any:
         raise _Seen
     layer = module.get_submodule(str(node.target))
     alike = type(layer) in _ALIKE_MODULES or _flattens(node, module)
-    if alike and not _hooked(layer):
+    if alike and not is_hooked(layer):
         return None
     if type(layer) not in _LAYERS or not _is_own(str(node.target), layer, module):
         raise _Seen
@@ -224,11 +225,7 @@ def _is_own(name: str, layer: nn.Module, module: GraphModule) -> bool:
     own = {id(parameter) for parameter in layer.parameters()}
     named = module.named_parameters(remove_duplicate=False)
     holders = sum(id(parameter) in own for _, parameter in named)
-    return len(calls) == 1 and not read and holders == len(own) and not _hooked(layer)
-
-
-def _hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    return len(calls) == 1 and not read and holders == len(own) and not is_hooked(layer)
 
 
 def _groups(layer: Any) -> int:
