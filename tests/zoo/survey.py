@@ -42,6 +42,7 @@ OTHER_DOOR = 45  # of these, for what comes after its verdict
 PATIENCE = 4  # times as long by the clock, on a machine that has other work
 MOST_PARAMETERS = 120e6
 PEERS = ("timm", "torch", "both")
+Records = Mapping[str, Mapping[str, Any]]
 # In the note of a verdict that says little: drawn statistics can make a model chaotic.
 MAGNIFIES = "magnifies its own rounding"
 MEMORY_PER_PARAMETER = 90  # bytes: the model and its fused form, in two precisions
@@ -79,11 +80,12 @@ def _smallness(name: str) -> tuple[int, int, str]:
 
 
 def survey_one(
-    package: str, name: str, first: bool, most: float
+    package: str, name: str, first: bool, most: float, known: Records
 ) -> Iterator[dict[str, Any]]:
     """Fuse one model and compare it with the best peer that keeps the function.
 
-    The record grows: each that is given holds what was in the one before.
+    The record grows: each that is given holds what was in the one before. A model that
+    is one of the `known`, under another name, has that one's.
     """
     import torch
     from helpers import randomise
@@ -92,6 +94,7 @@ def survey_one(
     from outsized import captured_only, parameters_on_meta
     from packages import PACKAGES, TRAINED
     from settling import first_run, settle
+    from twins import digest, same_net
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -103,6 +106,10 @@ def survey_one(
     parameters = sum(p.numel() for p in model.parameters())
     if parameters > most:
         yield {"status": "too large", "params": parameters}
+        return
+    net = digest(model, inputs)
+    if not first and (twin := same_net(package, net, parameters, known)) is not None:
+        yield twin
         return
     drawn = package not in TRAINED
     model = randomise(model) if drawn else model.eval()
@@ -118,6 +125,7 @@ def survey_one(
     record = {
         **record_of(fused.report),
         "params": parameters,
+        "net": net,
         "share": share,
         "leftovers": leftovers(fused.model, fused.report.kept),
     }
@@ -195,7 +203,7 @@ def _by_type(report: Any) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def child(
-    package: str, name: str, first: bool, most: float, answer: Connection
+    model: tuple[str, str, bool], most: float, known: Records, answer: Connection
 ) -> None:
     """Survey one model within the limits, and send the record each time it grows."""
     import resource
@@ -212,8 +220,8 @@ def child(
     warnings.simplefilter("ignore")
     sent = False
     try:
-        for record in survey_one(package, name, first, most):
-            answer.send({**record, "processor": round(time.process_time(), 1)})
+        for record in survey_one(*model, most, known):
+            answer.send({"processor": round(time.process_time(), 1), **record})
             sent = True
             limit(min(SECONDS, int(time.process_time())) + OTHER_DOOR)
     except Exception as error:
@@ -244,7 +252,13 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
             continue
         if time.monotonic() > deadline:
             break
-        record = _in_process(package, name, first, options.parameters)
+        model = (package, name, first)
+        known = {
+            k: v
+            for k, v in _records().items()
+            if k != key and (options.missing or v["stamp"] == stamp)
+        }
+        record = _in_process(model, options.parameters, known)
         _keep(key, {"stamp": stamp, "family": family, **record})
         print(f"{key}: {record['status']} {record.get('ops', record.get('note'))}")
         sys.stdout.flush()
@@ -297,12 +311,14 @@ def _keep(key: str, record: dict[str, Any]) -> None:
 
 
 def _in_process(
-    package: str, name: str, first: bool, most: float = MOST_PARAMETERS
+    model: tuple[str, str, bool],
+    most: float = MOST_PARAMETERS,
+    known: Records | None = None,
 ) -> dict[str, Any]:
     """The last record that the model's process sent, or how that process ended."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    task = (package, name, first, most, theirs)
+    task = (model, most, known or {}, theirs)
     process = context.Process(target=child, args=task)
     process.start()
     theirs.close()

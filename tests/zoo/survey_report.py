@@ -64,6 +64,9 @@ def _summary(records: Records, done: Records) -> list[list[object]]:
     rows: list[list[object]] = [[f"verdict: {k}", n] for k, n in status.most_common()]
     opened = sum(v.get("captured") is not None for v in records.values())
     rows += [["of the too large, captured without weights", opened]]
+    rows += [
+        ["nets run under another name", sum("same_as" in v for v in done.values())]
+    ]
     rows += [[f"captured by {door}", n] for door, n in doors.most_common()]
     rows += [
         ["batch norms before", sum(before for before, _ in norms)],

@@ -10,6 +10,7 @@ import packages
 import pytest
 import survey
 import torch
+import twins
 from helpers import randomise
 from settling import settle
 from survey import compared, wanted
@@ -98,6 +99,36 @@ def test_page_names_what_was_cut_short() -> None:
     assert "Not done within the limits, after the verdict: timm:a." in text
 
 
+def net(kernel: int = 3, slope: float = 0.1, numbers: float = 1.0) -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(3, 4, kernel, padding=kernel // 2))
+    body.append(nn.BatchNorm2d(4)).append(nn.LeakyReLU(slope))
+    body.register_buffer("mean", torch.tensor([numbers]))
+    return body
+
+
+def test_one_net_under_two_names(monkeypatch) -> None:
+    made = {"a": net(), "slope": net(slope=0.2), "mean": net(numbers=2.0)}
+    x = (torch.randn(1, 3, 8, 8),)
+    maker = packages.Package(lambda: (), lambda name: (made[name], x), "torch")
+    monkeypatch.setitem(packages.PACKAGES, "mine", maker)
+    parameters = sum(p.numel() for p in net().parameters())
+    others = {f"mine:{name}": {"ops": [3, 2], "params": parameters} for name in made}
+    own = twins.digest(net(), (torch.randn(1, 3, 8, 8),))
+    found = twins.same_net("mine", own, parameters, others)
+    assert found == {
+        "ops": [3, 2],
+        "params": parameters,
+        "same_as": "mine:a",
+        "net": own,
+    }
+    del others["mine:a"]
+    assert twins.same_net("mine", own, parameters, others) is None
+    assert twins.digest(net(), (torch.randn(1, 3, 9, 8),)) != own
+    assert twins.digest(net(kernel=5), x) != own
+    text = page({"mine:a": RECORD, "mine:b": {**RECORD, "same_as": "mine:a"}})
+    assert "| nets run under another name | 1 |" in text
+
+
 def test_time_is_that_of_the_processor() -> None:
     text = page({"timm:a": {**RECORD, "share": 0.5}})
     assert "median 1.5 s over 1 models" in text
@@ -111,10 +142,10 @@ def test_a_model_over_the_limit_is_told_from_a_crash(monkeypatch) -> None:
     monkeypatch.setattr(survey, "survey_one", spin)
     monkeypatch.setattr(survey, "SECONDS", 1)
     monkeypatch.setattr(survey, "PATIENCE", 100)  # the machine may have other work
-    record = survey._in_process("timm", "any", False)
+    record = survey._in_process(("timm", "any", False))
     assert record == {"status": "timeout", "note": "over 1 s of processor time"}
     monkeypatch.setattr(survey, "survey_one", lambda *_: os._exit(3))
-    record = survey._in_process("timm", "any", False)
+    record = survey._in_process(("timm", "any", False))
     assert record == {"status": "crash", "note": "exit code 3"}
 
 
@@ -132,7 +163,7 @@ def test_a_verdict_outlives_what_comes_after_it(monkeypatch, end: str) -> None:
     monkeypatch.setattr(survey, "SECONDS", 1)
     monkeypatch.setattr(survey, "PATIENCE", 100)  # the machine may have other work
     monkeypatch.setattr(survey, "OTHER_DOOR", 1)
-    record = survey._in_process("timm", "any", True)
+    record = survey._in_process(("timm", "any", True))
     assert record["status"] == "equal" and record["ops"] == [2, 1]
     told = {"limit": "over 1 s", "crash": "exit code 3", "error": "ValueError: a peer"}
     assert record["unfinished"].startswith(told[end])
