@@ -21,6 +21,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from repcompiler.draws import TRACING, same_draws
 from repcompiler.errors import (
     CaptureError,
     NotEval,
@@ -184,7 +185,8 @@ def _through_doors(
     failures: list[str] = []
     for name in DOORS if door == "auto" else (door,):
         try:
-            module = _OPEN[name](model, inputs)
+            with same_draws(TRACING):
+                module = _OPEN[name](model, inputs)
         except CaptureError as error:
             failures.append(f"{name}: {error}")
             continue
@@ -289,14 +291,16 @@ def same_function(
         replaced = {name: state[name].clone() for name in owned if name in state}
         one, two = (copied(inputs) for _ in range(2))
         try:
-            expected = tensors(twin(*one))
+            with same_draws():
+                expected = tensors(twin(*one))
         except Exception as error:  # the model's own code runs here
             if anew:  # which may not take every weight
                 return same_function(model, captured, inputs, anew=False)
             raise does_not_run(error) from error
         try:
             call = torch.func.functional_call
-            found = tensors(call(captured, replaced, two))
+            with same_draws():
+                found = tensors(call(captured, replaced, two))
         except Exception:  # traced past a branch that the module takes
             return False
     return len(expected) == len(found) and all(map(_close, expected, found))

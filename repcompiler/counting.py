@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from repcompiler.draws import same_draws
 from repcompiler.errors import does_not_run
 from repcompiler.held import left_as_found
 from repcompiler.trees import copied
@@ -86,7 +87,7 @@ def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str],
 
 
 def _count(model: nn.Module, inputs: Sequence[Any]) -> tuple[Counter[str], int]:
-    with torch.no_grad(), left_as_found(model), OpCounter() as counter:
+    with same_draws(), torch.no_grad(), left_as_found(model), OpCounter() as counter:
         model(*inputs)
     return counter.calls, counter.macs
 

@@ -123,7 +123,7 @@ def gather(
     sizes = [leaf.shape[0] for leaf in pytree.tree_leaves(inputs) if _is_batch(leaf)]
     facts.samples = sizes[0] if sizes else 1
     _fill(facts, inputs)
-    for other in _enlarged(inputs):
+    for other in (*_rebatched(inputs), *_enlarged(inputs)):
         facts.elsewhere += (_shadow(facts, other),)
     if facts.elsewhere and _lost(facts, facts.elsewhere[-1]):
         facts.elsewhere += tuple(_shadow(facts, o) for o in _one_by_one(inputs))
@@ -171,6 +171,16 @@ def _widened(inputs: Sequence[object]) -> list[object]:
         return torch.empty(shape, dtype=leaf.dtype, device="meta")
 
     return [pytree.tree_map(to_meta, value) for value in inputs]
+
+
+def _rebatched(inputs: Sequence[object]) -> list[list[object]]:
+    """The inputs with one sample, and with more than there were.
+
+    A constant may happen to be as long as the batch.
+    """
+    if not any(_is_batch(leaf) for leaf in pytree.tree_leaves(inputs)):
+        return []
+    return [_scaled(inputs, {0: factor}) for factor in (0, 3)]
 
 
 def _enlarged(inputs: Sequence[object]) -> list[list[object]]:

@@ -7,6 +7,7 @@ sum to one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,26 +26,30 @@ def _carry(op: Op, axes: dict[int, int], *, computes: bool = False) -> Lifted:
     return Carry(op.input, Step(op.node, axes, computes))
 
 
-def kept_axes(before: Shape, after: Shape) -> dict[int, int]:
-    """Axes of `before` that a reshape to `after` keeps whole, from the end.
+def kept_axes(before: Shape, after: Shape) -> dict[int, set[int]]:
+    """For each axis of `before`, from the end, where a reshape to `after` may keep it.
 
     Row-major order is kept, so an axis survives where its size and the product of the
-    sizes before it both do. Sizes must be known.
+    sizes before it both do: in one place, or in any of several that hold one element.
+    Sizes must be known.
     """
-    places: dict[tuple[int, int], int] = {}
+    places: dict[tuple[int, int], set[int]] = {}
+    for index, key in enumerate(_positions(after)):
+        places.setdefault(key, set()).add(index - len(after))
+    return {
+        index - len(before): places[key]
+        for index, key in enumerate(_positions(before))
+        if key in places
+    }
+
+
+def _positions(shape: Shape) -> Iterator[tuple[int, int]]:
+    """(product of the sizes before it, its size) of each axis."""
     product = 1
-    for index, size in enumerate(after):
+    for size in shape:
         assert size is not None
-        places.setdefault((product, size), index - len(after))
+        yield product, size
         product *= size
-    axes: dict[int, int] = {}
-    product = 1
-    for index, size in enumerate(before):
-        assert size is not None
-        if (product, size) in places:
-            axes[index - len(before)] = places[product, size]
-        product *= size
-    return axes
 
 
 def reshape(op: Op) -> Lifted:
@@ -65,8 +70,8 @@ def reshape(op: Op) -> Lifted:
         first, second = facts.shape(op.input), facts.shape(op.node)
         if first is not None and second is not None:
             still = kept_axes(first, second)
-            axes = {a: b for a, b in axes.items() if still.get(a) == b}
-    return _carry(op, axes)
+            axes = {axis: at & still.get(axis, set()) for axis, at in axes.items()}
+    return _carry(op, {axis: min(at) for axis, at in axes.items() if at})
 
 
 def permute(op: Op) -> Lifted:

@@ -193,7 +193,8 @@ def is_hooked(module: nn.Module) -> bool:
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return any(hooks) or "forward" in module.__dict__
+    patched = ("forward", "_conv_forward")  # on the instance, as tiling tricks do
+    return any(hooks) or any(name in module.__dict__ for name in patched)
 
 
 def affine_like(node: Node, facts: Facts, rules: Rules) -> bool:

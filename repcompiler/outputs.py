@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from repcompiler.draws import drawn_alike
 from repcompiler.errors import VerificationError, first_line
 from repcompiler.held import same_values
 from repcompiler.trees import copied
@@ -27,7 +28,7 @@ def run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
     """The tensors in the model's output, flat, each in its plain form."""
     with torch.no_grad():
         try:
-            output = model(*copied(tuple(inputs)))
+            output = drawn_alike(lambda: model(*copied(tuple(inputs))))
         except Exception as error:
             raise VerificationError(
                 f"The model does not run on these inputs: {first_line(error)}"

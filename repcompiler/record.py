@@ -286,7 +286,7 @@ def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason |
         return Reason.NOT_EQUAL
     if isinstance(own, Opaque):
         known = state.facts is not None and state.facts.dtype(node)
-        accounted = label in _ACCOUNTED and bool(known or not state.inputs)
+        accounted = label in _ACCOUNTED and bool(norm or known or not state.inputs)
         told = accounted or own.reason in (Reason.HOOKED, Reason.CEIL_OR_COUNT)
         return own.reason if told else None
     refused = _first_refusal(state.composed.refusals.get(node, ()))

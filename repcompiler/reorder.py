@@ -8,6 +8,7 @@ writes faster: the results of two depthwise convs side by side, not interleaved.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,13 +116,15 @@ def _made_of(
     value: Node, module: GraphModule, found: Reordering
 ) -> Iterator[tuple[Node, int]]:
     spatial, layer = found.values[value], _layer(value, module)
+    if _pool_rank(value, module) not in (None, spatial):
+        raise _Seen  # its first window axis is the channels'
     if layer is None:
         before = len(_averaged(value)) or spatial
         if _flattens(value, module):
             before = found.values.get(value.all_input_nodes[0], 0)
         yield from ((source, before) for source in value.all_input_nodes)
         return
-    if _outputs(layer) != found.channels:
+    if _outputs(layer) != found.channels or _positions(layer) != spatial:
         raise _Seen
     found.rows.add(str(value.target))
     if _is_depthwise(layer):
@@ -134,6 +137,8 @@ def _goes_to(
     reader: Node, value: Node, module: GraphModule, found: Reordering
 ) -> Iterator[tuple[Node, int]]:
     spatial, layer = found.values[value], _layer(reader, module)
+    if _pool_rank(reader, module) not in (None, spatial):
+        raise _Seen
     if layer is None:
         axes = _averaged(reader)
         behind = (set(range(-spatial, 0)), set(range(2, 2 + spatial)))
@@ -142,8 +147,7 @@ def _goes_to(
         gone = (axes and not _keeps(reader)) or _flattens(reader, module)
         yield reader, 0 if gone else spatial
         return
-    taps = getattr(layer, "kernel_size", ())
-    if _inputs(layer) != found.channels or len(taps) != spatial:
+    if _inputs(layer) != found.channels or _positions(layer) != spatial:
         raise _Seen
     if _is_depthwise(layer):
         found.rows.add(str(reader.target))
@@ -215,6 +219,14 @@ def _is_pooled(node: Node, module: GraphModule) -> bool:
     return all(length == 1 for length in sizes)
 
 
+def _pool_rank(node: Node, module: GraphModule) -> int | None:
+    """How many axes a pool's windows have; None for any other op."""
+    layer = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    name = op_name(node) if layer is None else type(layer).__name__
+    found = re.search(r"pool(\d)d", name.lower())
+    return int(found[1]) if found else None
+
+
 def _is_own(name: str, layer: nn.Module, module: GraphModule) -> bool:
     """Whether one call is all that a layer and its parameters are there for."""
     calls = [n for n in module.graph.nodes if str(n.target) == name]
@@ -226,6 +238,11 @@ def _is_own(name: str, layer: nn.Module, module: GraphModule) -> bool:
     named = module.named_parameters(remove_duplicate=False)
     holders = sum(id(parameter) in own for _, parameter in named)
     return len(calls) == 1 and not read and holders == len(own) and not is_hooked(layer)
+
+
+def _positions(layer: Any) -> int:
+    """How many axes lie behind the channels of what a layer reads and makes."""
+    return len(getattr(layer, "kernel_size", ()))
 
 
 def _groups(layer: Any) -> int:

@@ -108,7 +108,7 @@ def _conv_padding(
 
 def _weighted(op: Op, map: Window | Transposed, bias: Any) -> Lifted:
     tensor = None if bias is None else op.facts.constant(bias)
-    if not isinstance(op.input, Node):
+    if not isinstance(op.input, Node) or 0 in (map.in_channels, map.out_channels):
         return Opaque()
     return Affine(((op.input, map),), vector(tensor), map.axis, map.out_channels)
 

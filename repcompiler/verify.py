@@ -159,7 +159,7 @@ def _apart(
     """A verdict that no distance is needed for; None where distances decide."""
     if [t.shape for t in truth] != [t.shape for t in found]:
         return {"verdict": "different", "note": "output shapes differ"}
-    if not own:
+    if not any(t.numel() for t in own):
         note = "the reference returns nothing that can be compared"
         return {"verdict": "not comparable", "note": note}
     if fusing and [t.dtype for t in own] != [t.dtype for t in found]:

@@ -225,3 +225,50 @@ def test_settings_of_parameters_stay() -> None:
     weights = dict(fused.named_parameters())
     assert all(p.requires_grad for p in weights.values())
     assert {p.dtype for p in weights.values()} == {next(model.parameters()).dtype}
+
+
+BESIDE = {
+    "a linear layer across another axis": (
+        lambda n, x: n.dense(F.gelu((y := F.gelu(n.split(x))) + n.fc(y.mean((2, 3))))),
+        {"fc": nn.Linear(12, 12), "dense": nn.Conv2d(12, 3, 1)},
+        (12, 4, 12, 12),
+    ),
+    "a conv of another rank": (
+        lambda n, x: n.dense(n.split(x) + n.line(x.mean(2))),
+        {"line": nn.Conv1d(4, 12, 1), "dense": nn.Conv2d(12, 3, 1)},
+        (12, 4, 12, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_broadcast_from_another_axis_keeps_the_order(name: str) -> None:
+    forward, parts, shape = BESIDE[name]
+    model, x = net(forward, **parts), (draw(shape),)
+    result = rc.fuse(model, x, tuning=TOLD)
+    assert isinstance(result.model.get_submodule("split"), nn.Conv2d)
+    assert_same(model, result.model, [x])
+
+
+@pytest.mark.parametrize(
+    ("pool", "free"),
+    [
+        (nn.MaxPool2d(3, 1, 1), False),
+        (nn.AdaptiveAvgPool2d((12, 4)), False),
+        (nn.MaxPool1d(3, 1, 1), True),
+        (nn.AdaptiveAvgPool1d(4), True),
+    ],
+)
+def test_a_pool_over_channels_keeps_the_order(pool: nn.Module, free: bool) -> None:
+    model = randomise(
+        Net(
+            lambda n, x: n.dense(n.pool(n.split(x))),
+            split=nn.Conv1d(4, 12, 3, padding=1, groups=4),
+            pool=pool,
+            dense=nn.Conv1d(12, 3, 1),
+        )
+    )
+    x = (draw((2, 4, 9)),)
+    result = rc.fuse(model, x, tuning=TOLD)
+    assert isinstance(result.model.get_submodule("split"), nn.Conv1d) is not free
+    assert_same(model, result.model, [x])
