@@ -173,10 +173,13 @@ def _as_it_is(cell: Cell) -> str:
 
 def stem(model: str) -> str:
     """A file's name for MODEL, that tells two models of one file apart."""
-    name = model.split("@")[0]
+    name, _, weights = model.partition("@")
     file, python, factory = name.rpartition(".py:")
-    if python:
-        return f"{Path(file).name}-{factory}"
     path = Path(name)
-    is_file = path.suffix in (".pt2", ".safetensors", ".onnx")
-    return path.stem if is_file else name.replace(":", "_").replace("/", "_")
+    if python:
+        found = f"{Path(file).name}-{factory}"
+    elif path.suffix in (".pt2", ".safetensors", ".onnx"):
+        found = f"{path.stem}-{path.suffix[1:]}"
+    else:
+        found = name.replace(":", "_").replace("/", "_")
+    return f"{found}-{Path(weights).name.split('.')[0]}" if weights else found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,27 @@ def plan(outputs: Sequence[str], reports: Sequence[str]) -> tuple[list[Path], ..
                 raise BadInput(f"{option} {path} is given twice.", hint="Give it once.")
             seen.add(path.resolve())
     return [Path(text) for text in outputs], [Path(text) for text in reports]
+
+
+def check_apart(files: Iterable[tuple[str, Path | str | None]]) -> None:
+    """Refuse to write two results into one file, whatever options name it.
+
+    Args:
+        files: (option, where it writes), None or `-` where that is no file.
+
+    Raises:
+        BadInput: two of them are one file.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in files:
+        if path is None or str(path) == "-":
+            continue
+        first = seen.setdefault(Path(path).resolve(), option)
+        if first is not option:
+            raise BadInput(
+                f"{first} and {option} both write {path}.",
+                hint="Give each a file of its own.",
+            )
 
 
 def check_dtype(outputs: Sequence[Path], dtype: str) -> None:

@@ -39,6 +39,7 @@ class Subject:
     scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     dynamic_batch: bool = True
     file: str = ""  # an ONNX graph, where that is all there is
+    made_in: Callable[[Any], nn.Module] | None = None  # anew, in a wider dtype
 
     @cached_property
     def onnx(self) -> Path:
@@ -293,12 +294,20 @@ def of_batch(subject: Subject, batch: int) -> Inputs:
 
 
 def in_dtype(subject: Subject, dtype: str) -> Subject:
-    """The same form in another dtype."""
+    """The same form in another dtype.
+
+    Kernels that were worked out have the digits of their own dtype: a wider one is
+    given a form made of the model in that.
+    """
     import torch
 
     if dtype == subject.dtype:
         return subject
-    kind = getattr(torch, dtype)
+    kind, own = getattr(torch, dtype), getattr(torch, subject.dtype)
     inputs = tuple(x.to(kind) if x.is_floating_point() else x for x in subject.inputs)
-    model = copy.deepcopy(subject.model).to(kind)
+    wider = torch.finfo(kind).eps < torch.finfo(own).eps
+    if wider and subject.made_in is not None:
+        model = subject.made_in(kind)
+    else:
+        model = copy.deepcopy(subject.model).to(kind)
     return replace(subject, model=model, inputs=inputs, dtype=dtype)

@@ -8,6 +8,7 @@ not stop the others.
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fastvit_cli.runners import Runner
     from torch import Tensor
 
+MUCH = 0.1  # of the processor's time, for the kernel: it is said why
 MAX_ERROR_RATIO = 8.0  # the compiler's own limit for a form to count as equal
 
 
@@ -273,3 +275,18 @@ def subject_of(runner: Runner, model: Any, scratch: Path, threads: int) -> Subje
         dynamic_batch=runner.dynamic_batch,
         file=runner.file,
     )
+
+
+def fault_notes(cells: Sequence[Cell]) -> list[str]:
+    """Where the kernel takes the most time, if it is much, and how glibc is told."""
+    seen = [(c.faults, c) for c in cells if c.faults and c.faults.count >= 1]
+    faults, worst = max(seen, key=lambda row: row[0].share, default=(None, None))
+    if not faults or not worst or faults.share < MUCH or sys.platform != "linux":
+        return []
+    words = " ".join(f"{name}={told}" for name, (_, told) in timing.KEPT.items())
+    return [
+        f"{worst.model}, {worst.form}, {worst.backend}, batch {worst.batch}: "
+        f"{faults.count:,.0f} page faults a run, and the kernel takes "
+        f"{faults.share:.0%} of the processor's time; with {words} in the "
+        "environment glibc keeps what is freed"
+    ]

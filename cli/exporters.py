@@ -100,10 +100,11 @@ class Artefact:
 def rebatch(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
     """Inputs of another batch size: the first sample, each time scaled differently.
 
+    Whole numbers stay what they are: they may be places in a table.
+
     Raises:
         BadInput: there is not so much memory.
     """
-    import torch
 
     found: list[Tensor] = []
     for value in inputs:
@@ -115,7 +116,7 @@ def rebatch(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
                 hint="Use a smaller --batch.",
             ) from error
         made[:] = value[:1]
-        for index in range(1, batch if value.dtype != torch.bool else 0):
+        for index in range(1, batch if value.is_floating_point() else 0):
             made[index] *= 1 + index
         found.append(made)
     return tuple(found)

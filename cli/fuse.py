@@ -171,6 +171,11 @@ def fuse(
     )
     door = common.parse_choice("--capture", capture, DOORS)
     outputs, reports = artefacts.plan(output or [], report or [])
+    artefacts.check_apart(
+        [("--certificate", certificate), ("--json", json_target)]
+        + [("--output", path) for path in outputs]
+        + [("--report", path) for path in reports]
+    )
     job = Job(
         model=model,
         options=options,

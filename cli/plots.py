@@ -16,6 +16,9 @@ OTHER = "#b4450f"  # as it was loaded
 MARKERS = "o^sDvP*X"  # of the models
 
 
+FILES = ("roofline.png", "layers.png", "backends.png")
+
+
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
     """The pictures of a profile's JSON that it has figures for, all or none."""
     figures: dict[str, Callable[[Any, dict[str, Any]], None]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from fastvit_cli import options as common
-from fastvit_cli import timing
 from fastvit_cli.backends import ANY, BACKENDS
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.console import Screen, Stage, open_screen
@@ -35,7 +33,6 @@ fastvit profile fastvit_t8 --tune --threads 1 --backend eager
 fastvit profile t8.onnx --backend onnxruntime --backend openvino
 """
 SCHEMA = 1
-MUCH = 0.1  # of the processor's time, for the kernel: it is said why
 
 Models = Annotated[
     list[str],
@@ -189,7 +186,15 @@ def profile(
         png=folder_for_files(png, "--png"),
         tune=tune,
     )
+    _check_apart(job, json_target)
     _run(job, screen)
+
+
+def _check_apart(job: Job, json_target: str | None) -> None:
+    from fastvit_cli import artefacts, plots
+
+    pictures = [("--png", job.png / name) for name in plots.FILES] if job.png else []
+    artefacts.check_apart([("--html", job.html), ("--json", json_target), *pictures])
 
 
 def _unique(option: str, texts: Sequence[Any]) -> tuple[Any, ...]:
@@ -272,6 +277,14 @@ def _end(result: Profile) -> None:
         if "memory" in why:
             hint = "Use a smaller --batch."
         raise JobFailed(f"nothing could be measured: {why}.", hint=hint)
+    timed = {cell.model for cell in result.cells if cell.timing}
+    for cell in result.cells:
+        if cell.model not in timed:
+            why = cell.skipped.rstrip(".")
+            raise JobFailed(
+                f"{cell.model}: nothing of it could be measured: {why}.",
+                hint="See --debug, or choose another --backend.",
+            )
     if result.failed:
         text, error = next(iter(result.failed.items()))
         raise type(error)(f"{text}: {error}", hint=error.hint)
@@ -343,6 +356,8 @@ def _conclude(
 
 def _notes(result: Profile) -> list[str]:
     """What a reader of the figures should know."""
+    from fastvit_cli import cells
+
     notes: list[str] = []
     asked = {cell.dtype for cell in result.cells}
     if "bfloat16" in asked and not result.device["bfloat16"]:
@@ -351,24 +366,7 @@ def _notes(result: Profile) -> list[str]:
         notes.append(
             "this device has bfloat16 hardware: add --dtype bfloat16 to see it"
         )
-    return notes + _faults(result.cells)
-
-
-def _faults(cells: Sequence[Cell]) -> list[str]:
-    """Where the kernel takes the most time, if it is much, and how glibc is told."""
-    counted = [(c.faults.share, c.faults, c) for c in cells if c.faults]
-    share, faults, worst = max(
-        counted, key=lambda row: row[0], default=(0.0, None, None)
-    )
-    if share < MUCH or not worst or not sys.platform.startswith("linux"):
-        return []
-    words = " ".join(f"{name}={told}" for name, (_, told) in timing.KEPT.items())
-    return [
-        f"{worst.model}, {worst.form}, {worst.backend}, batch {worst.batch}: "
-        f"{faults.count:,.0f} page faults a run, and the kernel takes "
-        f"{share:.0%} of the processor's time; with {words} in the "
-        "environment glibc keeps what is freed"
-    ]
+    return notes + cells.fault_notes(result.cells)
 
 
 def recipe_words(options: ModelOptions) -> list[str]:

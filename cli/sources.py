@@ -57,6 +57,10 @@ def load(text: str, options: ModelOptions) -> Loaded:
     text, options = split_weights(text, options)
     form = classify(text)
     check_device(options.device)
+    if not 0 <= options.seed < 2**63:
+        raise BadInput(
+            f"--seed {options.seed} is out of range.", hint="Use 0 to 2^63 - 1."
+        )
     torch.manual_seed(options.seed)
     random.seed(options.seed)
     built = _build(form, text, options)
@@ -69,7 +73,7 @@ def load(text: str, options: ModelOptions) -> Loaded:
         model=built.model,
         inputs=inputs,
         card=sized(built.card, inputs),
-        dtype=str(inputs[0].dtype).removeprefix("torch."),
+        dtype=_computed_in(built.model, inputs),
         device=options.device,
         notes=built.notes,
         dynamic_batch=built.dynamic_batch,
@@ -305,6 +309,13 @@ def _inputs(built: Built, options: ModelOptions) -> tuple[Tensor, ...]:
     batch = len(built.inputs[0]) if fixed and built.inputs else 1
     image = torch.randn(batch, *size, generator=generator)
     return (image.to(device=options.device, dtype=_dtype_of(built.model)),)
+
+
+def _computed_in(model: Any, inputs: tuple[Tensor, ...]) -> str:
+    """The dtype of the arithmetic: whole numbers, as those of words, say nothing."""
+    floating = [x.dtype for x in inputs if x.is_floating_point()]
+    dtype = floating[0] if floating else _dtype_of(model)
+    return str(dtype).removeprefix("torch.")
 
 
 def _dtype_of(model: Any) -> Any:

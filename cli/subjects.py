@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,12 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         cells.subject_of, runner, scratch=scratch, threads=job.threads
     )
     subjects = {name: make(form) for name, form in forms.items()}
+    if as_loaded == "train" and "fused" in forms:
+        anew = functools.partial(_fused_in, runner)
+        subjects["fused"] = replace(subjects["fused"], made_in=anew)
+    if "tuned" in forms:
+        anew = functools.partial(_fused_in, runner, tuning=tuned["eager"].tuning)
+        subjects["tuned"] = replace(subjects["tuned"], made_in=anew)
     grid = cells.Grid(
         name=text,
         forms=subjects,
@@ -136,6 +142,20 @@ def fuse(runner: runners.Runner) -> tuple[Any, Any]:
     return module, state
 
 
+def _fused_in(runner: runners.Runner, dtype: Any, tuning: Any = None) -> Any:
+    """The fused form of the model in another dtype, judged where it is measured.
+
+    Raises:
+        JobFailed: the model does not run in it.
+    """
+    import repcompiler as rc
+
+    other = runner.in_dtype(dtype)
+    if other is None:
+        raise JobFailed(f"{runner.name} does not run in {dtype}.")
+    return rc.fuse(other.model, other.inputs, tuning=tuning, verify=False).model
+
+
 def _tuned(
     runner: runners.Runner, job: Job, scratch: Path, stage: Callable[[str], None]
 ) -> dict[str, tuner.Tuned]:
@@ -170,7 +190,7 @@ def _written(runner: runners.Runner, tuned: tuner.Tuned) -> Any:
 
 def _counts(subject: cells.Subject, runner: runners.Runner) -> dict[str, Any]:
     """Parameters, MACs and ops of one forward pass of batch 1."""
-    from repcompiler.counting import count
+    from repcompiler.counting import count, first_samples
 
     if runner.form == "onnx":
         return onnxmacs.counts(runner.file, runner.inputs)
@@ -180,7 +200,7 @@ def _counts(subject: cells.Subject, runner: runners.Runner) -> dict[str, Any]:
     ops, dispatched = count(subject.model, subject.inputs)
     row: dict[str, Any] = {"params": params, "ops": ops.total(), "macs": dispatched}
     try:
-        counted = macs.count(subject.model, subject.inputs)
+        counted = macs.count(subject.model, first_samples(subject.inputs))
     except Exception as error:  # fvcore traces, which a model may not survive
         return {**row, "macs_by_operator": None, "uncounted": summary(error, 120)}
     return {

@@ -20,7 +20,7 @@ from repcompiler.trees import copied
 LAYOUT_OPS = frozenset(
     "view reshape _unsafe_view _reshape_alias view_as transpose permute t expand slice "
     "select unsqueeze squeeze split split_with_sizes chunk unbind unfold detach alias "
-    "as_strided clone contiguous lift_fresh _to_copy empty".split()
+    "as_strided as_strided_ clone contiguous lift_fresh _to_copy empty".split()
 )
 
 
@@ -75,9 +75,8 @@ def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str],
     """
     if inputs is None:
         return Counter(), 0
-    first = pytree.tree_map(_first_sample, tuple(inputs))
     try:
-        return _count(model, first)
+        return _count(model, first_samples(inputs))
     except Exception:  # the model's own code runs here
         pass
     try:
@@ -90,6 +89,11 @@ def _count(model: nn.Module, inputs: Sequence[Any]) -> tuple[Counter[str], int]:
     with same_draws(), torch.no_grad(), left_as_found(model), OpCounter() as counter:
         model(*inputs)
     return counter.calls, counter.macs
+
+
+def first_samples(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Inputs of batch 1: the first sample of each."""
+    return pytree.tree_map(_first_sample, tuple(inputs))
 
 
 def _first_sample(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from repcompiler.affine import Diagonal, Refusal, Transposed, Window
 from repcompiler.counting import LAYOUT_OPS, count
 from repcompiler.facts import op_name
-from repcompiler.lift import Affine, Carry, Opaque, op_label
+from repcompiler.lift import Affine, Carry, Opaque, Stack, op_label
 from repcompiler.reasons import Reason
 from repcompiler.regions import Rewrite, module_path
 from repcompiler.report import (
@@ -126,8 +126,11 @@ def node_name(node: Node, state: State) -> str:
 
 def _computes(node: Node, state: State) -> bool:
     assert state.composed is not None
-    affine = isinstance(state.composed.lifted.get(node), Affine)
-    return affine and node not in state.parts_of_norms
+    own = state.composed.lifted.get(node)
+    if isinstance(own, Carry):  # a pool or a resize is an op, a view is none
+        return own.step.computes
+    known = isinstance(own, (Affine, Stack))
+    return known and node not in state.parts_of_norms
 
 
 def _node_parameters(nodes: Iterable[Node], state: State) -> int:

@@ -75,11 +75,12 @@ def test_what_is_tuned_again_may_turn_out_otherwise_and_that_is_said():
 @pytest.mark.parametrize(
     ("model", "stem"),
     [
-        ("fastvit_t8@weights/a.pth", "fastvit_t8"),
+        ("fastvit_t8@weights/a.pth.tar", "fastvit_t8-a"),
         ("timm:resnet18.a1_in1k", "timm_resnet18.a1_in1k"),
         ("own/net.py:build", "net-build"),
         ("own/net.py:Small", "net-Small"),
-        ("some/where/t8.pt2", "t8"),
+        ("some/where/t8.pt2", "t8-pt2"),
+        ("t8.safetensors", "t8-safetensors"),
         ("package.module:make", "package.module_make"),
     ],
 )

@@ -26,6 +26,14 @@ def pooled(s, x):
     return s.conv(s.norm(nn.functional.avg_pool2d(x, 2))).relu()
 
 
+def averaged(s, x):
+    return s.head(s.conv(x.relu()).mean((2, 3))).relu()
+
+
+def joined(s, x):
+    return s.norm(torch.cat([s.one(x), s.two(x)], 1)).relu()
+
+
 def vector(*shape):
     return nn.Parameter(torch.rand(shape) + 0.5)
 
@@ -43,6 +51,12 @@ CASES = {
         None,
     ),
     "plain": (up, {"conv": conv(4, 8), "norm": nn.BatchNorm2d(8)}, None),
+    "mean": (averaged, {"conv": conv(4, 6, 1), "head": nn.Linear(6, 3)}, None),
+    "concat": (
+        joined,
+        {"one": conv(4, 6), "two": conv(4, 2), "norm": nn.BatchNorm2d(8)},
+        None,
+    ),
     "pool": (pooled, {"conv": conv(4, 8, 1), "norm": nn.BatchNorm2d(4)}, None),
 }
 
