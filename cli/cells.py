@@ -176,6 +176,8 @@ def _obstacle(backend: backends.Backend, cell: Cell, subject: Subject) -> str:
         return why
     if subject.model is None and backend.holds_model:
         return "an ONNX graph runs in onnxruntime and OpenVINO only"
+    if subject.model is None and cell.dtype != subject.dtype:
+        return f"an ONNX graph in {subject.dtype} cannot be cast to {cell.dtype}"
     if cell.batch != 1 and not subject.dynamic_batch:
         return "the file fixes its batch size"
     return ""

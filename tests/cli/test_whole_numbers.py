@@ -104,3 +104,11 @@ def test_a_model_without_a_figure_is_no_success(fastvit):
     few = ("--backend", "onnxruntime", "--dtype", "bfloat16", "--seconds", "0")
     result = fastvit("profile", "net.py:four", *few)
     assert result.code == 1 and "could be measured" in result.err
+
+
+@pytest.mark.usefixtures("file")
+def test_an_onnx_graph_is_not_cast(fastvit):
+    assert fastvit("fuse", "net.py:four", "-o", "net.onnx", "--quiet").code == 0
+    few = ("--backend", "openvino", "--dtype", "bfloat16", "--seconds", "0")
+    result = fastvit("profile", "net.onnx", *few)
+    assert result.code == 1 and "cannot be cast to bfloat16" in result.err
