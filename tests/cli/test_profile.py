@@ -263,10 +263,12 @@ def test_page_faults_are_those_of_what_is_allocated_anew_in_each_call():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_the_kernels_share_is_said_with_what_helps_against_it():
-    cells = [Cell("m", "fused", "eager", "float32", n) for n in (1, 8)]
-    assert profile._faults([]) == profile._faults(cells) == []
-    cells[0].faults, cells[1].faults = timing.Faults(3, 0.01), timing.Faults(8e4, 0.3)
-    (note,) = profile._faults(cells)
+    pair = [Cell("m", "fused", "eager", "float32", n) for n in (1, 8)]
+    assert cells.fault_notes([]) == cells.fault_notes(pair) == []
+    pair[0].faults, pair[1].faults = timing.Faults(3, 0.01), timing.Faults(0.0, 0.3)
+    assert cells.fault_notes(pair) == []  # a share of nothing is no finding
+    pair[1].faults = timing.Faults(8e4, 0.3)
+    (note,) = cells.fault_notes(pair)
     assert "batch 8: 80,000 page faults" in note
     assert "30% of the processor's time" in note
     words = dict(word.split("=") for word in note.split() if word.startswith("MALLOC"))
