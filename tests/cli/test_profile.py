@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from fastvit_cli import backends, cells, profile, subjects, timing
+from fastvit_cli import backends, cells, subjects, timing
 from fastvit_cli.cells import Cell
 from fastvit_cli.errors import JobFailed
 from helpers import randomise
