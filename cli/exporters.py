@@ -105,7 +105,6 @@ def rebatch(inputs: tuple[Tensor, ...], batch: int) -> tuple[Tensor, ...]:
     Raises:
         BadInput: there is not so much memory.
     """
-
     found: list[Tensor] = []
     for value in inputs:
         try:

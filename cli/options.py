@@ -134,6 +134,7 @@ def parse_model(
     *,
     input_size: str | None = None,
     dtype: str | None = None,
+    seed: int = 0,
     **rest: Any,
 ) -> ModelOptions:
     """What the options of the panel `Model` say; `rest` needs no parsing.
@@ -141,10 +142,13 @@ def parse_model(
     Raises:
         BadInput: one of the texts is not what its option takes.
     """
+    if not 0 <= seed < 2**63:  # what torch's generators take
+        raise BadInput(f"--seed {seed} is out of range.", hint="Use 0 to 2^63 - 1.")
     return ModelOptions(
         args=parse_model_args(args),
         input_size=parse_size(input_size),
         dtype=parse_choice("--dtype", dtype, DTYPES),
+        seed=seed,
         **rest,
     )
 

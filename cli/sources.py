@@ -57,10 +57,6 @@ def load(text: str, options: ModelOptions) -> Loaded:
     text, options = split_weights(text, options)
     form = classify(text)
     check_device(options.device)
-    if not 0 <= options.seed < 2**63:
-        raise BadInput(
-            f"--seed {options.seed} is out of range.", hint="Use 0 to 2^63 - 1."
-        )
     torch.manual_seed(options.seed)
     random.seed(options.seed)
     built = _build(form, text, options)

@@ -97,6 +97,8 @@ def test_two_results_in_one_file_are_refused(fastvit, words, tmp_path):
 def test_seeds_out_of_range(fastvit, seed):
     result = fastvit("fuse", "net.py:four", f"--seed={seed}")
     assert result.code == 2 and "out of range" in result.err
+    graph = fastvit("profile", "net.onnx", f"--seed={seed}")  # before any file is read
+    assert graph.code == 2 and "out of range" in graph.err
 
 
 @pytest.mark.usefixtures("file")

@@ -245,7 +245,8 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
         families.add((package, family))
         stamp = f"{PACKAGES[package].stamp()} torch-{version('torch')} {compiler}"
         others = options.match not in name or place % shares != share - 1
-        record = _records().get(key, {})
+        records = _records()
+        record = records.get(key, {})
         if others or is_current(record, stamp, options.parameters):
             continue
         if options.missing and is_complete(record, first):
@@ -255,7 +256,7 @@ def run(wanted: Iterator[tuple[str, str, str]], options: argparse.Namespace) -> 
         model = (package, name, first)
         known = {
             k: v
-            for k, v in _records().items()
+            for k, v in records.items()
             if k != key and (options.missing or v["stamp"] == stamp)
         }
         record = _in_process(model, options.parameters, known)
