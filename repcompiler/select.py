@@ -170,10 +170,11 @@ def _take_cheapest(node: Node, own: float, state: _Selection) -> None:
     best = state.union(node.all_input_nodes)
     best[node] = own
     choice = None
+    most = state.pricing.size(best)[0]
     measured = state.pricing.prices.known is not None
     for plan, meaning in _plans(node, state):
         better = sum(plan.values()) < sum(best.values()) * (1 - 1e-9)
-        if better and (measured or _is_worth(plan, best, state.pricing)):
+        if better and (measured or _is_worth(plan, best, most, state.pricing)):
             best, choice = plan, meaning
         elif not better and _really_merges(node, meaning):
             state.dearer.add(node)
@@ -191,19 +192,21 @@ def _plans(node: Node, state: _Selection) -> list[tuple[Plan, Meaning]]:
     return sorted(found, key=lambda pair: state.pricing.size(pair[0])[0])
 
 
-def _is_worth(plan: Plan, other: Plan, pricing: Pricing) -> bool:
-    """Whether a cheaper plan may be taken: more ops have to be clearly worth it.
+def _is_worth(plan: Plan, other: Plan, most: int, pricing: Pricing) -> bool:
+    """Whether a cheaper plan may be taken in place of one that may have fewer ops.
 
-    As many ops with as many multiplications are what was there, made anew.
-    They have to save multiplications, and a share of the cost that is beyond what
-    nominal costs can tell. Two convs and a sum nominally cost less than a conv over a
-    concat, because they move fewer bytes; runtimes differ too much for that to count.
+    Not with more than `most`, what the value takes as it was: where a pool is kept for
+    another reader, a pool of fewer channels for a head of its own is one op more. As
+    many ops with as many multiplications are what was there, made anew. More ops than
+    the other's have to save multiplications, and a share of the cost that is beyond
+    what nominal costs can tell. Two convs and a sum nominally cost less than a conv
+    over a concat, because they move fewer bytes; runtimes differ too much for that.
     """
-    (ops, macs), (fewest, most) = pricing.size(plan), pricing.size(other)
-    if (ops, macs) == (fewest, most) and pricing.padded.intersection(plan):
+    size, others = pricing.size(plan), pricing.size(other)
+    if size[0] > most or (size == others and pricing.padded.intersection(plan)):
         return False
     costs = sum(plan.values()), sum(other.values())
-    return ops <= fewest or _is_clear((ops, macs), costs[0], (fewest, most), costs[1])
+    return size[0] <= others[0] or _is_clear(size, costs[0], others, costs[1])
 
 
 def _really_merges(node: Node, meaning: Meaning) -> bool:

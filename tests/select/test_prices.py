@@ -60,3 +60,28 @@ def test_pieces_of_a_linear_layer_are_not_made_one_by_one(door):
     ops = result.report.ops
     assert ops.after <= ops.before
     assert sum(n for op, n in ops.after_by_type.items() if op in ("mm", "addmm")) == 2
+
+
+def test_a_pool_kept_for_another_reader_gets_no_twin():
+    """conv → norm → pool → head is pool → head, but the pool may be kept anyway.
+
+    Over a quarter of the channels the head saves multiplications; a pool of its own
+    for that is one op more than there was (DIA nets: a cell's first state is made of
+    the pooled values, which its first layer reads).
+    """
+
+    def run(s, x):
+        y = s.norm(s.wide(x))
+        pooled = s.pool(y).flatten(1)
+        return y * s.head(pooled).relu().sum(), torch.zeros_like(pooled).cos()
+
+    net = Net(
+        run,
+        wide=conv(64, 512, 1),
+        norm=nn.BatchNorm2d(512),
+        pool=nn.AdaptiveAvgPool2d(1),
+        head=nn.Linear(512, 512),
+    )
+    fused = check(net, [(1, 64, 7, 7)], blind=False).model
+    assert norms(fused) == 0
+    assert sum(n for kind, n in ops(fused).items() if "pool" in kind.lower()) == 1
