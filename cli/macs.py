@@ -1,19 +1,25 @@
 """Multiply-accumulates of one forward pass, counted by fvcore, with what it leaves out.
 
-fvcore counts convs, linear layers and matrix products. It has no handle for torch's
-fused attention, which gets one here, and it also counts the work of norms and pools,
-which are no multiply-accumulates: they are listed with the ops that have no count.
+fvcore counts convs, linear layers and matrix products. It has no handles for torch's
+fused attention, recurrent layers or products of vectors, which get them here, and it
+also counts the work of norms and pools, which are no multiply-accumulates: they are
+listed with the ops that have no count.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
-MULTIPLYING = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum")
 ATTENTION = "scaled_dot_product_attention"
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+# Without a handle of fvcore's, or with one that takes no vectors.
+OURS = (ATTENTION, "baddbmm", "matmul", "mv", "dot", "bilinear", *RECURRENT)
+MULTIPLYING = ("conv", "linear", "addmm", "mm", "bmm", "einsum", *OURS)
 
 
 @dataclass(frozen=True)
@@ -36,11 +42,11 @@ def count(model: Any, inputs: Sequence[Any]) -> Macs:
     analysis = FlopCountAnalysis(model, tuple(inputs))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    analysis.set_op_handle(f"aten::{ATTENTION}", attention)
-    analysis.set_op_handle("aten::baddbmm", _baddbmm)
+    for name in OURS:
+        analysis.set_op_handle(f"aten::{name}", partial(_by_formula, name))
     analysis.set_op_handle("aten::einsum", _einsum)
     counted = {k: int(v) for k, v in analysis.by_operator().items()}
-    macs = {k: v for k, v in counted.items() if k in (*MULTIPLYING, ATTENTION) and v}
+    macs = {k: v for k, v in counted.items() if k in MULTIPLYING and v}
     missing = {
         name.removeprefix("aten::"): times
         for name, times in analysis.unsupported_ops().items()
@@ -48,25 +54,22 @@ def count(model: Any, inputs: Sequence[Any]) -> Macs:
     return Macs(macs, {**missing, **{k: 0 for k in counted if k not in macs}})
 
 
-def attention(inputs: list[Any], outputs: list[Any]) -> Any:
-    """softmax(Q Kᵀ) V for Q (…, L, E), K (…, S, E), V (…, S, F): L·S·(E + F) each."""
-    from collections import Counter
+def _by_formula(name: str, inputs: list[Any], outputs: list[Any]) -> Any:
+    from repcompiler.multiplications import multiplications
 
-    query, key, value = (_shape(item) for item in inputs[:3])
-    return Counter({ATTENTION: prod(query[:-1]) * key[-2] * (query[-1] + value[-1])})
+    given = [_sizes(value) for value in inputs]
+    return Counter({name: multiplications(name, given, tuple(_shape(outputs[0])))})
 
 
-def _baddbmm(inputs: list[Any], outputs: list[Any]) -> Any:
-    from collections import Counter
-
-    first, second = _shape(inputs[1]), _shape(inputs[2])
-    return Counter({"baddbmm": prod(first) * second[-1]})
+def _sizes(value: Any) -> Any:
+    """The shape of a tensor, shapes of a list of tensors, None for anything else."""
+    if value.node().kind() == "prim::ListConstruct":
+        return [_sizes(item) for item in value.node().inputs()]
+    return tuple(_shape(value)) if value.isCompleteTensor() else None
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> Any:
     """A product over every letter; fvcore reads it from a text that numpy rounds."""
-    from collections import Counter
-
     from fvcore.nn.jit_handles import einsum_flop_jit
 
     letters = inputs[0].toIValue().replace(" ", "").split("->")[0].split(",")

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from repcompiler.draws import same_draws
 from repcompiler.errors import does_not_run
 from repcompiler.held import left_as_found
+from repcompiler.multiplications import multiplications
 from repcompiler.trees import copied
 
 # Layout and view ops, and bookkeeping, which compute nothing.
@@ -49,20 +50,30 @@ class OpCounter(TorchDispatchMode):
 
 
 def _macs(name: str, args: Sequence[Any], result: Any) -> int:
-    if name == "convolution":
-        weight: Tensor = args[1]
-        if args[6]:  # transposed: every input element meets every tap
-            return args[0].numel() * weight[0].numel()
-        return result.numel() * weight[0].numel()
-    if name in ("mm", "bmm"):
-        return result.numel() * args[0].shape[-1]
-    if name in ("addmm", "baddbmm"):
-        return result.numel() * args[1].shape[-1]
-    if "scaled_dot_product" in name:
-        query, key, value = args[:3]
-        rows = query.numel() // query.shape[-1]
-        return rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-    return 0
+    first = result[0] if isinstance(result, (tuple, list)) else result
+    if not isinstance(first, Tensor):
+        return 0
+    nested = [leaf for leaf in pytree.tree_leaves(args) if _is_nested(leaf)]
+    if not nested:
+        made = () if first.is_nested else tuple(first.shape)
+        return multiplications(name, _sizes(args), made)
+    rows = [tuple(size) for size in nested[0]._nested_tensor_size().tolist()]
+    return sum(multiplications(name, _sizes(args, row), row) for row in rows)
+
+
+def _sizes(args: Sequence[Any], row: tuple[int, ...] = ()) -> list[Any]:
+    """Arguments with shapes in the place of tensors; nested ones are one row alone."""
+
+    def size(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return (1, *row) if _is_nested(leaf) else tuple(leaf.shape)
+
+    return list(pytree.tree_map(size, tuple(args)))
+
+
+def _is_nested(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_nested
 
 
 def count(model: nn.Module, inputs: Sequence[Any] | None) -> tuple[Counter[str], int]:

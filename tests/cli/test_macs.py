@@ -75,6 +75,69 @@ def test_fastvit_with_attention_is_counted_alike_by_both_counters():
     assert counted.uncounted["gelu"] > 0
 
 
+class Of(nn.Module):
+    """One module, called as it takes its inputs, of which the first result counts."""
+
+    def __init__(self, module: nn.Module, times: int = 1, **given: object) -> None:
+        super().__init__()
+        self.module, self.times, self.given = module, times, given
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.module(*[x] * self.times, **self.given)
+        return result[0] if isinstance(result, tuple) else result
+
+
+# Five tokens of twelve channels; heads of one layer: projections, then attention.
+HEADS = 5 * 12 * 36 + 5 * 12 * 12 + 2 * 5 * 5 * 12
+LSTM = 5 * (2 * 4 * 8 * (12 + 8) + 2 * 4 * 8 * (16 + 8))
+WHOLE = [
+    (nn.LSTM(12, 8, 2, batch_first=True, bidirectional=True), 1, LSTM),
+    (nn.LSTM(12, 8, proj_size=4), 1, 5 * (32 * 12 + 32 * 4 + 4 * 8)),
+    (nn.GRU(12, 8, batch_first=True), 1, 5 * 24 * (12 + 8)),
+    (nn.RNN(12, 8, batch_first=True), 1, 5 * 8 * (12 + 8)),
+    (nn.MultiheadAttention(12, 3, batch_first=True), 3, HEADS),
+    (
+        nn.TransformerEncoderLayer(12, 3, 20, batch_first=True),
+        1,
+        HEADS + 2 * 5 * 12 * 20,
+    ),
+    (nn.Bilinear(12, 12, 7), 2, 5 * 12 * 12 * 7),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "times", "by_hand"), WHOLE, ids=lambda v: type(v).__name__
+)
+def test_layers_that_run_as_one_kernel_are_counted_by_both_counters(
+    module, times, by_hand
+):
+    net, x = Of(module, times).eval(), torch.randn(1, 5, 12)
+    assert count(net, (x,))[1] == by_hand
+    assert macs.count(net, (x,)).total == by_hand
+
+
+def test_padded_words_of_an_encoder_are_not_counted():
+    """Torch packs what a mask leaves, and attends over that."""
+    layer = nn.TransformerEncoderLayer(12, 2, 20, batch_first=True)
+    mask = torch.tensor([[False, False, False, True, True]])
+    net = Of(nn.TransformerEncoder(layer, 2), src_key_padding_mask=mask).eval()
+    tokens = 3 * 12 * (36 + 12 + 2 * 20) + 2 * 3 * 3 * 12
+    assert count(net, (torch.randn(1, 5, 12),))[1] == 2 * tokens
+
+
+class Vectors(nn.Module):
+    """Products in which one side is a vector."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x[0] @ x[0, 0]).sum() + x[0, 0] @ x[0, 1] + (x @ x[0].mT).sum()
+
+
+def test_products_of_vectors_are_counted_by_both_counters():
+    x = torch.randn(1, 5, 12)
+    assert count(Vectors(), (x,))[1] == 5 * 12 + 12 + 5 * 5 * 12
+    assert macs.count(Vectors(), (x,)).total == 5 * 12 + 12 + 5 * 5 * 12
+
+
 class Everything(nn.Module):
     """A grouped, strided conv, a transposed one, a linear layer and a product."""
 
