@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from repcompiler.facts import op_name
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 
 # Beside those that ATen's schemas tell of (`is_view`).
 _VIEWS = frozenset(

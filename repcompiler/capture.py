@@ -31,7 +31,7 @@ from repcompiler.errors import (
 )
 from repcompiler.exported import exported, program_module
 from repcompiler.facts import fetch
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.limits import Limits, limits_of_program
 from repcompiler.normalise import Clean, clean
 from repcompiler.outputs import tensors

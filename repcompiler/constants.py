@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from repcompiler.aliases import is_foreign, is_view
 from repcompiler.facts import fetch, op_name
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.mutation import is_write
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node, map_arg
 from torch.utils import _pytree as pytree
 
+from repcompiler.onmeta import MetaRuns, to_meta
 from repcompiler.partial import UNKNOWN, Partial, Shape, Unknown, op_name, partial
 
 
@@ -28,6 +29,7 @@ class Facts:
 
     `elsewhere`: the same for inputs of other sizes, as far as the model takes them.
     `samples`: how many samples the inputs hold here.
+    `runs`: what evaluates the ops, shared with the facts for other sizes.
     """
 
     module: GraphModule
@@ -38,6 +40,7 @@ class Facts:
     exampled: bool = False
     elsewhere: tuple[Facts, ...] = ()
     samples: int = 1
+    runs: MetaRuns = field(default_factory=MetaRuns)
 
     def shape(self, node: Node) -> Shape | None:
         """The shape, None where unknown, with None for a size that is unknown."""
@@ -254,7 +257,7 @@ _OPERANDS = ("input", "weight", "other")
 def _evaluate(node: Node, facts: Facts) -> Any:
     if node.op == "get_attr":
         value = fetch(facts.module, str(node.target))
-        return _to_meta(value) if isinstance(value, Tensor) else value
+        return to_meta(value) if isinstance(value, Tensor) else value
     if node.op == "output":
         return UNKNOWN
     known: Any = map_arg(node.args, lambda n: facts.values.get(n, UNKNOWN))
@@ -262,12 +265,12 @@ def _evaluate(node: Node, facts: Facts) -> Any:
     leaves = pytree.tree_leaves((known, named))
     operands = (*known, *(named[key] for key in _OPERANDS if key in named))
     first = operands[0] if operands else UNKNOWN
-    if _keeps_shape(node, facts) and isinstance(first, (Tensor, Partial)):
-        return first if _takes(node, facts, first.shape) else UNKNOWN
+    called = facts.submodule(node) if node.op == "call_module" else None
+    if _keeps_shape(node, called) and isinstance(first, (Tensor, Partial)):
+        return first if _takes(node, called, first.shape) else UNKNOWN
     if any(isinstance(leaf, (Unknown, Partial)) for leaf in leaves):
-        module = facts.submodule(node) if node.op == "call_module" else None
-        return partial(node, module, operands)
-    result = _run(node, facts, known, named)
+        return partial(node, called, operands)
+    result = facts.runs.run(node, called, known, named)
     return UNKNOWN if _rank_hangs_on_sizes(node, first, result) else result
 
 
@@ -276,49 +279,6 @@ def _rank_hangs_on_sizes(node: Node, before: Any, after: Any) -> bool:
     if op_name(node) != "squeeze" or not isinstance(before, Tensor):
         return False
     return isinstance(after, Tensor) and after.dim() == before.dim()
-
-
-def _run(node: Node, facts: Facts, args: Any, kwargs: Any) -> Any:
-    args, kwargs = _on_meta(node, args), _on_meta(node, kwargs)
-    try:
-        if node.op == "call_module":
-            return _run_module(facts.submodule(node), args, kwargs)
-        if node.op == "call_method":
-            owner, *rest = args
-            result = getattr(owner, str(node.target))(*rest, **kwargs)
-        else:
-            assert callable(node.target)
-            result = node.target(*args, **kwargs)
-        return pytree.tree_map(_to_meta, result)
-    except Exception:  # any op may refuse meta tensors; then it is unknown
-        return UNKNOWN
-
-
-def _on_meta(node: Node, args: Any) -> Any:
-    """The arguments with every device that they name replaced: all values are there."""
-    meta, moves = torch.device("meta"), op_name(node) == "to"
-
-    def replaced(leaf: Any) -> Any:
-        named = moves and isinstance(leaf, str)
-        return meta if named or isinstance(leaf, torch.device) else leaf
-
-    found = pytree.tree_map(replaced, args)
-    if isinstance(found, dict) and isinstance(found.get("device"), str):
-        return {**found, "device": meta}
-    return found
-
-
-def _run_module(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors.update(module.named_buffers(remove_duplicate=False))
-    meta = {name: _to_meta(tensor) for name, tensor in tensors.items()}
-    return torch.func.functional_call(module, meta, args, kwargs)
-
-
-def _to_meta(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.device.type != "meta":
-        return torch.empty_like(value, device="meta")
-    return value
 
 
 _ELEMENTWISE_MODULES = (
@@ -349,12 +309,13 @@ _ELEMENTWISE_NAMES = frozenset(
 )
 
 
-def _takes(node: Node, facts: Facts, shape: Sequence[int | None]) -> bool:
+def _takes(node: Node, called: Any, shape: Sequence[int | None]) -> bool:
     """Whether a norm has as many weights as the value has channels, where both show."""
-    if node.op == "call_module":
-        leaf: Any = facts.submodule(node)
-        last = getattr(leaf, "normalized_shape", ())
-        channels = getattr(leaf, "num_features", getattr(leaf, "num_channels", None))
+    if called is not None:
+        last = getattr(called, "normalized_shape", ())
+        channels = getattr(
+            called, "num_features", getattr(called, "num_channels", None)
+        )
     else:
         given = (
             node.args[1] if len(node.args) > 1 else node.kwargs.get("normalized_shape")
@@ -368,7 +329,7 @@ def _takes(node: Node, facts: Facts, shape: Sequence[int | None]) -> bool:
     return all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
-def _keeps_shape(node: Node, facts: Facts) -> bool:
-    if node.op == "call_module":
-        return type(facts.submodule(node)) in _ELEMENTWISE_MODULES
+def _keeps_shape(node: Node, called: nn.Module | None) -> bool:
+    if called is not None:
+        return type(called) in _ELEMENTWISE_MODULES
     return op_name(node) in _ELEMENTWISE_NAMES

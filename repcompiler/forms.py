@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.reorder import reorder, reordering
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d

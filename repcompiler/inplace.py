@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from repcompiler.facts import Facts
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.mutation import OVERWROTE
 from repcompiler.partial import op_name
 

@@ -18,6 +18,7 @@ from torch.fx import Node
 
 from repcompiler.affine import Map, Step, Vector
 from repcompiler.facts import Facts, op_name
+from repcompiler.hooks import is_hooked
 from repcompiler.reasons import Reason
 
 
@@ -183,18 +184,6 @@ def find_rule(node: Node, facts: Facts, rules: Rules) -> Rule | None:
         )
         rule = rules.get(f"{module}.{name}")
     return rule
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling the module does anything beside its class's own forward."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    patched = ("forward", "_conv_forward")  # on the instance, as tiling tricks do
-    return any(hooks) or any(name in module.__dict__ for name in patched)
 
 
 def affine_like(node: Node, facts: Facts, rules: Rules) -> bool:

@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 
 from repcompiler.aliases import alias_groups, is_foreign
 from repcompiler.facts import Facts, op_name
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.limits import LIMIT
 
 _OPERATORS: dict[Any, Callable[..., Any]] = {

@@ -22,7 +22,7 @@ from torch.fx import GraphModule, Node
 from repcompiler.constants import fold_constants
 from repcompiler.facts import op_name
 from repcompiler.foreign import mark_foreign_writes
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.limits import LIMIT
 from repcompiler.mutation import functionalise, is_write
 from repcompiler.results import own_results

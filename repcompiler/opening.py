@@ -19,7 +19,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from repcompiler.facts import op_name, parameters_of
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,23 @@ def op_name(node: Node) -> str:
     """
     target: Any = node.target
     if isinstance(target, torch._ops.OpOverload):
-        library, name = target._schema.name.split("::")
-        return name if library in ("aten", "prims") else target._schema.name
+        name = target._schema.name
+        return name.split("::")[1] if is_own(target) else name
     if isinstance(target, str):
         return target
     name = str(getattr(target, "__name__", target))
-    home = str(getattr(target, "__module__", None) or "torch")
-    return name if home.split(".")[0] in _KNOWN_HOMES else f"{home}.{name}"
+    return name if is_own(target) else f"{_home(target)}.{name}"
+
+
+def is_own(target: Any) -> bool:
+    """Whether a function is one of torch's or of Python's."""
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.split("::")[0] in ("aten", "prims")
+    return _home(target).split(".")[0] in _KNOWN_HOMES
+
+
+def _home(target: Any) -> str:
+    return str(getattr(target, "__module__", None) or "torch")
 
 
 _WEIGHTED = frozenset("conv1d conv2d conv3d linear".split())

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from repcompiler.calls import Usage, usage_of
 from repcompiler.errors import CaptureError, RepCompilerError
 from repcompiler.held import left_as_found
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.part import Form, Part, Signature
 from repcompiler.report import FuseReport
 from repcompiler.rewrite import rewrite

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.partial import op_name
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from repcompiler.errors import CaptureError, first_line
 from repcompiler.held import Held
-from repcompiler.lift import is_hooked
+from repcompiler.hooks import is_hooked
 from repcompiler.limits import LIMIT
 from repcompiler.mutation import written_names
 from repcompiler.partial import op_name
