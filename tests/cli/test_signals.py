@@ -41,3 +41,21 @@ def test_a_signal_is_handled_after_a_runtime_is_gone(folder, backend):
     command = [sys.executable, "-c", SCRIPT, backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+class Loading:
+    """The command's module, in the middle of whose import somebody presses ctrl-c."""
+
+    @property
+    def main(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupt_while_the_command_is_loaded_is_one_line(monkeypatch, capsys):
+    from fastvit_cli import __main__ as entry
+
+    monkeypatch.setitem(sys.modules, "fastvit_cli.main", Loading())
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
