@@ -193,7 +193,9 @@ def affine_like(node: Node, facts: Facts, rules: Rules) -> bool:
     return op_label(node, facts) in _ACCOUNTED
 
 
-_ACCOUNTED = frozenset("batch_norm mul div neg".split())
+# Norms that are affine where their statistics are stored, by their label.
+NORMS = ("batch_norm", "instance_norm")
+_ACCOUNTED = frozenset((*NORMS, "mul", "div", "neg"))
 
 
 def op_label(node: Node, facts: Facts) -> str:
@@ -206,4 +208,4 @@ def op_label(node: Node, facts: Facts) -> str:
     name = type(facts.submodule(node)).__name__
     if "BatchNorm" in name:
         return "batch_norm"
-    return name.lower()
+    return "instance_norm" if "InstanceNorm" in name else name.lower()

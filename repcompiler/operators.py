@@ -23,6 +23,10 @@ _CONV = "input weight bias stride padding dilation groups"
 _TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
 _NORM = "input running_mean running_var weight bias training momentum eps"
 _ATEN_NORM = "input weight bias running_mean running_var training momentum eps cudnn"
+_INSTANCE_NORM = (
+    "input running_mean running_var weight bias use_input_stats momentum eps"
+)
+_ATEN_INSTANCE = _ATEN_NORM.replace("training", "use_input_stats")
 _POOL = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
 _POOL_1D = "input kernel_size stride padding ceil_mode count_include_pad"
 
@@ -42,6 +46,11 @@ def _norm_attributes(module: nn.Module) -> dict[str, Any]:
     found = {name: getattr(module, name) for name in names}
     uses_batch = module.training or found["running_mean"] is None
     return {**found, "training": uses_batch}
+
+
+def _instance_attributes(module: nn.Module) -> dict[str, Any]:
+    stored = getattr(module, "track_running_stats") and not module.training
+    return {**_norm_attributes(module), "training": None, "use_input_stats": not stored}
 
 
 def _attributes(*names: str) -> Callable[[nn.Module], dict[str, Any]]:
@@ -111,6 +120,15 @@ _MODULES: dict[Any, Rule] = {
     nn.BatchNorm2d: _NORM_MODULE,
     nn.BatchNorm3d: _NORM_MODULE,
     nn.SyncBatchNorm: _NORM_MODULE,
+    nn.InstanceNorm1d: Rule(
+        rules.instance_norm, attributes=_instance_attributes, given={"rank": 3}
+    ),
+    nn.InstanceNorm2d: Rule(
+        rules.instance_norm, attributes=_instance_attributes, given={"rank": 4}
+    ),
+    nn.InstanceNorm3d: Rule(
+        rules.instance_norm, attributes=_instance_attributes, given={"rank": 5}
+    ),
     nn.Identity: _NO_ARGUMENTS,
     nn.Dropout: _DROPOUT_MODULE,
     nn.Dropout1d: _DROPOUT_MODULE,
@@ -220,6 +238,9 @@ _FUNCTIONS: dict[Any, Rule] = {
     F.batch_norm: Rule(rules.batch_norm, _NORM),
     torch.batch_norm: Rule(rules.batch_norm, _ATEN_NORM),
     aten.batch_norm.default: Rule(rules.batch_norm, _ATEN_NORM),
+    F.instance_norm: Rule(rules.instance_norm, _INSTANCE_NORM),
+    torch.instance_norm: Rule(rules.instance_norm, _ATEN_INSTANCE),
+    aten.instance_norm.default: Rule(rules.instance_norm, _ATEN_INSTANCE),
     F.avg_pool1d: Rule(pools.avg_pool, _POOL_1D, given={"spatial": 1}),
     F.avg_pool2d: Rule(pools.avg_pool, _POOL, given={"spatial": 2}),
     F.avg_pool3d: Rule(pools.avg_pool, _POOL, given={"spatial": 3}),

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from repcompiler.affine import Diagonal, Refusal, Transposed, Window
 from repcompiler.counting import LAYOUT_OPS, count
 from repcompiler.facts import op_name
-from repcompiler.lift import Affine, Carry, Opaque, Stack, op_label
+from repcompiler.lift import NORMS, Affine, Carry, Opaque, Stack, op_label
 from repcompiler.reasons import Reason
 from repcompiler.regions import Rewrite, module_path
 from repcompiler.report import (
@@ -229,7 +229,7 @@ _TRANSPOSED = [
     f"{name}{n}d" for name in ("convtranspose", "conv_transpose") for n in (1, 2, 3)
 ]
 _CONVS = ("conv1d", "conv2d", "conv3d", *_TRANSPOSED, "linear")
-_ACCOUNTED = ("batch_norm", "mul", "div", *_CONVS)
+_ACCOUNTED = (*NORMS, "mul", "div", *_CONVS)
 
 
 def _kept(state: State) -> Iterable[Kept]:
@@ -284,7 +284,7 @@ def _why_apart(region: Rewrite, state: State) -> Reason | None:
 def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason | None:
     assert state.composed is not None and state.selected is not None
     own = state.composed.lifted.get(node, Opaque(Reason.MUTATED))
-    norm = label == "batch_norm"
+    norm = label in NORMS
     if node in undone:
         return Reason.NOT_EQUAL
     if isinstance(own, Opaque):

@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from repcompiler.affine import Meaning, Transposed, Window
 from repcompiler.facts import Facts, fetch
-from repcompiler.lift import Affine, Lifted, op_label
+from repcompiler.lift import NORMS, Affine, Lifted, op_label
 from repcompiler.lower import Emitter, Target
 from repcompiler.select import between, unread
 
@@ -93,7 +93,8 @@ def _kind(
 ) -> str:
     """A name that a person knows, from what the region held."""
     ops = [op_label(node, facts) for node in nodes]
-    norms, sums = ops.count("batch_norm"), ops.count("add") + ops.count("sub")
+    norms = any(op in NORMS for op in ops)
+    sums = ops.count("add") + ops.count("sub")
     maps = [term.map for term in meaning.terms]
     joined = sums > len(meaning.terms) - 1
     if len(main) > 1 and joined:

@@ -208,6 +208,19 @@ def batch_norm(op: Op) -> Lifted:
     )
 
 
+def instance_norm(op: Op) -> Lifted:
+    """With stored statistics it is a batch norm, with each image's own not affine.
+
+    `rank` is that of a batched input: without a batch, the channels are on axis 0.
+    """
+    if op.get("use_input_stats", True) is not False:
+        return Opaque()
+    rank = op.args.get("rank")
+    if rank is not None and rank != op.facts.rank(op.node):
+        return Opaque(Reason.UNKNOWN_SHAPE)
+    return batch_norm(op)
+
+
 def add(op: Op) -> Lifted:
     """input + alpha · other."""
     return _sum(op, op.input, op.args.get("other"), 1.0)

@@ -126,8 +126,8 @@ def ops(model: nn.Module) -> Counter[str]:
 
 
 def norms(model: nn.Module) -> int:
-    """Batch norms left, in any spelling."""
-    kinds = ("batch_norm", "BatchNorm")
+    """Norms left that may be affine, in any spelling."""
+    kinds = ("batch_norm", "BatchNorm", "instance_norm", "InstanceNorm")
     return sum(n for name, n in ops(model).items() if any(k in name for k in kinds))
 
 

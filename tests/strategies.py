@@ -92,6 +92,8 @@ def _flatten(draw: Draw, shape: Shape) -> nn.Module:
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _TRANSPOSED = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
 
+STORED = {"track_running_stats": True}
+
 PIECES: dict[Any, Piece] = {
     **{kind: Piece((rank,), make_conv) for rank, kind in _CONVS.items()},
     **{kind: Piece((rank,), make_transposed) for rank, kind in _TRANSPOSED.items()},
@@ -100,6 +102,9 @@ PIECES: dict[Any, Piece] = {
     nn.BatchNorm2d: Piece((4,), make_norm(nn.BatchNorm2d)),
     nn.BatchNorm3d: Piece((5,), make_norm(nn.BatchNorm3d)),
     nn.SyncBatchNorm: Piece(ANY, make_norm(nn.SyncBatchNorm)),
+    nn.InstanceNorm1d: Piece((3,), make_norm(nn.InstanceNorm1d, **STORED)),
+    nn.InstanceNorm2d: Piece((4,), make_norm(nn.InstanceNorm2d, **STORED)),
+    nn.InstanceNorm3d: Piece((5,), make_norm(nn.InstanceNorm3d, **STORED)),
     nn.Identity: Piece(ANY, lambda draw, shape: nn.Identity()),
     nn.Dropout: Piece(ANY, lambda draw, shape: nn.Dropout(0.5)),
     nn.Dropout1d: Piece((3,), lambda draw, shape: nn.Dropout1d(0.5)),
@@ -208,9 +213,16 @@ PIECES: dict[Any, Piece] = {
     },
     F.linear: Piece(ANY, make_linear_call(F.linear)),
     aten.linear.default: Piece(ANY, make_linear_call(aten.linear.default)),
-    F.batch_norm: Piece(ANY, make_functional_norm),
+    F.batch_norm: Piece(ANY, make_functional_norm(F.batch_norm, "training")),
     torch.batch_norm: Piece(ANY, make_aten_norm(torch.batch_norm)),
     aten.batch_norm.default: Piece(ANY, make_aten_norm(aten.batch_norm.default)),
+    F.instance_norm: Piece(
+        IMAGES, make_functional_norm(F.instance_norm, "use_input_stats")
+    ),
+    torch.instance_norm: Piece(IMAGES, make_aten_norm(torch.instance_norm)),
+    aten.instance_norm.default: Piece(
+        IMAGES, make_aten_norm(aten.instance_norm.default)
+    ),
     **{
         target: Piece((rank,), make_pool_call(target))
         for target, rank in {

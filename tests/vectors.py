@@ -6,7 +6,6 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from hypothesis import strategies as st
 from pieces import Call, Draw, Maker, Name, Shape, X, few
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 # ---- norms --------------------------------------------------------------------------
 
 
-def make_norm(kind: Any) -> Maker:
-    """A batch norm module, in each of its settings."""
+def make_norm(kind: Any, **fixed: Any) -> Maker:
+    """A norm module, in each of its settings."""
 
     def make(draw: Draw, shape: Shape) -> nn.Module:
         return kind(
@@ -23,6 +22,7 @@ def make_norm(kind: Any) -> Maker:
             eps=few(draw, 1e-5, 1e-3, 0.5),
             momentum=few(draw, 0.1, None),
             affine=draw(st.booleans()),
+            **fixed,
         )
 
     return make
@@ -40,20 +40,22 @@ def _statistics(draw: Draw, channels: int) -> tuple[dict[str, Tensor], list[Any]
     return tensors, given
 
 
-def make_functional_norm(draw: Draw, shape: Shape) -> nn.Module:
-    """F.batch_norm, by name or by position."""
-    tensors, (gamma, beta) = _statistics(draw, shape[1])
-    if draw(st.booleans()):
-        named = {"weight": gamma, "bias": beta, "training": False, "eps": 0.25}
-        return Call(
-            F.batch_norm, X, Name("mean"), Name("var"), tensors=tensors, **named
-        )
-    rest = (gamma, beta, False, 0.1, 1e-3)
-    return Call(F.batch_norm, X, Name("mean"), Name("var"), *rest, tensors=tensors)
+def make_functional_norm(target: Any, flag: str) -> Maker:
+    """A norm of `F` by name or by position; `flag`: for statistics of the input."""
+
+    def make(draw: Draw, shape: Shape) -> nn.Module:
+        tensors, (gamma, beta) = _statistics(draw, shape[1])
+        stored = (X, Name("mean"), Name("var"))
+        if draw(st.booleans()):
+            named = {"weight": gamma, "bias": beta, flag: False, "eps": 0.25}
+            return Call(target, *stored, tensors=tensors, **named)
+        return Call(target, *stored, gamma, beta, False, 0.1, 1e-3, tensors=tensors)
+
+    return make
 
 
 def make_aten_norm(target: Any) -> Maker:
-    """torch.batch_norm and its overload, whose arguments stand in another order."""
+    """A norm of torch or aten, whose arguments stand in another order."""
 
     def make(draw: Draw, shape: Shape) -> nn.Module:
         tensors, given = _statistics(draw, shape[1])

@@ -230,6 +230,7 @@ NOT_LIFTED = {
     "dropout in training": Call(nn.functional.dropout, X),
     "bicubic": Call(nn.functional.interpolate, X, scale_factor=2, mode="bicubic"),
     "norm in training": Call(nn.functional.batch_norm, X, None, None, None, None, True),
+    "norm of each image": Call(nn.functional.instance_norm, X),
     "value squared": Call(operator.mul, X, X),
     "broadcast of the value": Call(
         operator.mul,

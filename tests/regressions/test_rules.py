@@ -36,6 +36,9 @@ FUSED_NORMS = {
     "large eps": lambda: nn.BatchNorm2d(4, eps=0.1),
     "sync": lambda: nn.SyncBatchNorm(4),
     "frozen": lambda: torchvision.ops.FrozenBatchNorm2d(4),
+    "of images, stored": lambda: nn.InstanceNorm2d(
+        4, affine=True, track_running_stats=True
+    ),
 }
 
 
@@ -51,7 +54,6 @@ KEPT_NORMS = {
     "group": lambda: nn.GroupNorm(2, 4),
     "layer": lambda: nn.LayerNorm(8),
     "instance": lambda: nn.InstanceNorm2d(4, affine=True),
-    "instance, tracked": lambda: nn.InstanceNorm2d(4, track_running_stats=True),
     "no statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
 }
 
