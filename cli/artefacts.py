@@ -18,16 +18,12 @@ def plan(outputs: Sequence[str], reports: Sequence[str]) -> tuple[list[Path], ..
     """The paths of outputs and of reports, each of which can be written.
 
     Raises:
-        BadInput: a suffix is not known, two are one file, or a place is not writable.
+        BadInput: a suffix is not known, or a place is not writable.
     """
-    seen: set[Path] = set()
     for option, texts in (("--output", outputs), ("--report", reports)):
         for path in map(Path, texts):
             check_writable(path, option)
             _check_suffix(path, option)
-            if path.resolve() in seen:
-                raise BadInput(f"{option} {path} is given twice.", hint="Give it once.")
-            seen.add(path.resolve())
     return [Path(text) for text in outputs], [Path(text) for text in reports]
 
 
@@ -44,12 +40,16 @@ def check_apart(files: Iterable[tuple[str, Path | str | None]]) -> None:
     for option, path in files:
         if path is None or str(path) == "-":
             continue
-        first = seen.setdefault(Path(path).resolve(), option)
-        if first is not option:
+        place = Path(path).resolve()
+        first = seen.get(place)
+        if first == option:
+            raise BadInput(f"{option} {path} is given twice.", hint="Give it once.")
+        if first is not None:
             raise BadInput(
                 f"{first} and {option} both write {path}.",
                 hint="Give each a file of its own.",
             )
+        seen[place] = option
 
 
 def check_dtype(outputs: Sequence[Path], dtype: str) -> None:

@@ -268,23 +268,18 @@ def _end(result: Profile) -> None:
     """Say, once all else is shown, that something could not be measured.
 
     Raises:
-        JobFailed: no cell ran, or a model's fused form is not equal.
+        JobFailed: no cell of a model ran, or a model's fused form is not equal.
         BadInput: one of several models could not be loaded.
     """
-    if not any(cell.timing for cell in result.cells):
-        why = result.cells[0].skipped.rstrip(".")
+    timed = {cell.model for cell in result.cells if cell.timing}
+    lost = next((cell for cell in result.cells if cell.model not in timed), None)
+    if lost is not None:
+        why = lost.skipped.rstrip(".")
         hint = "See --debug, or choose another --backend."
         if "memory" in why:
             hint = "Use a smaller --batch."
-        raise JobFailed(f"nothing could be measured: {why}.", hint=hint)
-    timed = {cell.model for cell in result.cells if cell.timing}
-    for cell in result.cells:
-        if cell.model not in timed:
-            why = cell.skipped.rstrip(".")
-            raise JobFailed(
-                f"{cell.model}: nothing of it could be measured: {why}.",
-                hint="See --debug, or choose another --backend.",
-            )
+        what = f"{lost.model}: nothing of it" if timed else "nothing"
+        raise JobFailed(f"{what} could be measured: {why}.", hint=hint)
     if result.failed:
         text, error = next(iter(result.failed.items()))
         raise type(error)(f"{text}: {error}", hint=error.hint)

@@ -93,6 +93,15 @@ def test_two_results_in_one_file_are_refused(fastvit, words, tmp_path):
 
 
 @pytest.mark.usefixtures("file")
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_one_file_given_twice_is_refused(fastvit, option, tmp_path):
+    name = "x.pt2" if option == "--output" else "x.html"
+    result = fastvit("fuse", "net.py:four", option, name, option, f"./{name}")
+    assert result.code == 2 and f"{option} {name} is given twice" in result.err
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.usefixtures("file")
 @pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
 def test_seeds_out_of_range(fastvit, seed):
     result = fastvit("fuse", "net.py:four", f"--seed={seed}")
