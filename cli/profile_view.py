@@ -201,12 +201,16 @@ def regions(out: Console, row: dict[str, Any]) -> None:
 
 
 def skipped(out: Console, cells: list[Cell]) -> None:
-    """Why some cells have no timing, each reason once."""
-    reasons: dict[tuple[str, str], None] = {
-        (cell.backend, cell.skipped): None for cell in cells if cell.skipped
-    }
-    for backend, reason in reasons:
-        out.print(Text(f"{backend} was left out: {reason.rstrip('.')}.", "yellow"))
+    """Why some cells have no timing: each reason once, with its models if not all."""
+    everyone = dict.fromkeys(cell.model for cell in cells)
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for cell in cells:
+        if cell.skipped:
+            key = cell.backend, cell.skipped.rstrip(".")
+            reasons.setdefault(key, {})[cell.model] = None
+    for (backend, reason), found in reasons.items():
+        whose = "" if found.keys() == everyone.keys() else f" for {', '.join(found)}"
+        out.print(Text(f"{backend} was left out{whose}: {reason}.", "yellow"))
 
 
 def ranking(out: Console, result: Profile, batch: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
-from fastvit_cli import advice, timing
+from fastvit_cli import advice, profile_view, timing
 from fastvit_cli.cells import Cell
+from rich.console import Console
 
 
 def made(form: str, milliseconds: float, ratio: float | None, **more) -> Cell:
@@ -97,3 +99,18 @@ def test_of_two_graphs_as_fast_the_one_that_a_command_makes_is_advised():
     more = {"backend": "onnxruntime"}
     rows = [made("train", 5.0, 1.0, **more), made("fused", 5.05, 1.0, **more)]
     assert advice.advise(rows, {"fused": []})[0].cell is rows[1]
+
+
+def test_a_reason_names_the_models_that_it_is_true_of_if_not_all():
+    cells = [
+        Cell("small", "train", "eager", "float32", 1),
+        Cell("large", "train", "openvino", "float32", 1, skipped="too large."),
+        Cell("small", "train", "compile", "float32", 1, skipped="no compiler"),
+        Cell("large", "train", "compile", "float32", 1, skipped="no compiler"),
+    ]
+    out = Console(file=io.StringIO(), width=120)
+    profile_view.skipped(out, cells)
+    assert out.file.getvalue().splitlines() == [
+        "openvino was left out for large: too large.",
+        "compile was left out: no compiler.",
+    ]
