@@ -120,10 +120,20 @@ def _memory(tensor: Tensor) -> int:
 @contextmanager
 def left_as_found(*models: nn.Module) -> Generator[None, None, None]:
     """Undo what the forward passes inside do to the models."""
+    with undone(*models) as spared, spared:
+        yield
+
+
+@contextmanager
+def undone(*models: nn.Module) -> Generator[Spared, None, None]:
+    """`left_as_found`, for what runs under the mode that this gives alone.
+
+    The mode looks at every op, which takes longer than small ops themselves; what runs
+    of other models is better left out of it.
+    """
     found, spared = [Held(model) for model in models], Spared(models)
     try:
-        with spared:
-            yield
+        yield spared
     finally:
         spared.restore()
         for held in found:

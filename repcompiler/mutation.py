@@ -12,6 +12,7 @@ import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -137,18 +138,28 @@ def _is_inplace(node: Node) -> bool:
         return True
     if name.endswith("_") and not name.endswith("__"):
         return True
-    return node.op == "call_function" and _bound(node).get("inplace") is True
+    return node.op == "call_function" and _asks_in_place(node)
 
 
-def _bound(node: Node) -> dict[str, Any]:
-    if "inplace" in node.kwargs or not node.args:
-        return dict(node.kwargs)
+def _asks_in_place(node: Node) -> bool:
+    """Whether it is given `inplace=True`, by name or by place."""
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"] is True
+    assert callable(node.target)
+    place = _place_of_inplace(node.target)
+    return place is not None and node.args[place : place + 1] == (True,)
+
+
+@lru_cache(maxsize=1024)
+def _place_of_inplace(target: Callable[..., Any]) -> int | None:
     try:
-        assert callable(node.target)
-        signature = inspect.signature(node.target)
-        return dict(signature.bind_partial(*node.args, **node.kwargs).arguments)
+        parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
-        return {}
+        return None
+    found = parameters.get("inplace")
+    if found is None or found.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return None
+    return list(parameters).index("inplace")
 
 
 def _acts(node: Node, module: GraphModule) -> bool:
@@ -236,11 +247,10 @@ def _make_functional(module: GraphModule, node: Node) -> bool:
         return _functional_overload(node, target)
     elif node.kwargs.get("inplace") is True:
         node.kwargs = {**node.kwargs, "inplace": False}
-    elif _bound(node).get("inplace") is True:
-        arguments = _bound(node)
-        first = next(iter(arguments))
-        node.args = (arguments.pop(first),)
-        node.kwargs = {**arguments, "inplace": False}
+    elif _asks_in_place(node):
+        place = _place_of_inplace(target)
+        assert place is not None
+        node.args = (*node.args[:place], False, *node.args[place + 1 :])
     else:
         return _functional_name(node, target)
     return True

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repcompiler.errors import UnsupportedInput
-from repcompiler.held import left_as_found
+from repcompiler.held import Spared, undone
 from repcompiler.outputs import (
     Names,
     by_tensor,
@@ -71,9 +71,9 @@ def compare(
     judged = _runnable(candidate)
     state = VerifyReport(ok=True, verdict="equal", error_ratio=0.0, max_abs=0.0)
     models = _Quartet(plain, wide, judged, candidate64)
-    with left_as_found(plain, judged):
+    with undone(plain, judged) as spared:
         for batch in batches:
-            state = _compare_batch(models, batch, state, max_error_ratio)
+            state = _compare_batch(models, batch, spared, state, max_error_ratio)
             final = state.exactness is None and state.error_ratio == float("inf")
             if state.verdict == "not comparable" or final:
                 break
@@ -117,15 +117,20 @@ class _Quartet:
 
 
 def _compare_batch(
-    models: _Quartet, batch: tuple[Any, ...], state: VerifyReport, limit: float
+    models: _Quartet,
+    batch: tuple[Any, ...],
+    spared: Spared,
+    state: VerifyReport,
+    limit: float,
 ) -> VerifyReport:
-    own, names = run_watched(models.original, batch)
+    with spared:
+        own, names = run_watched(models.original, batch)
+        found = run(models.candidate, batch)
     double = cast(batch, torch.float64)
     exact = None if models.original64 is None else try_run(models.original64, double)
     if exact is not None and [t.shape for t in exact] != [t.shape for t in own]:
         exact = None  # of a view of the bits, say: nothing to compare with
     truth = own if exact is None else exact
-    found = run(models.candidate, batch)
     told = _apart(own, truth, found, models.candidate64 is not None)
     told = told or _written_apart(models, names, limit)
     if told is not None:
