@@ -15,17 +15,15 @@ COLOURS = {"fused": "#1f5fbf", "tuned": "#14713f"}
 OTHER = "#b4450f"  # as it was loaded
 MARKERS = "o^sDvP*X"  # of the models
 
-
-FILES = ("roofline.png", "layers.png", "backends.png")
+Draw = Callable[[Any, dict[str, Any]], None]
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
     """The pictures of a profile's JSON that it has figures for, all or none."""
-    figures: dict[str, Callable[[Any, dict[str, Any]], None]] = {}
-    if document["layers"]:
-        figures = {"roofline.png": _roofline, "layers.png": _layers}
-    if any(row.get("milliseconds") for row in document["measurements"]):
-        figures["backends.png"] = _backends
+    layers = bool(document["layers"])
+    timed = any(row.get("milliseconds") for row in document["measurements"])
+    wanted = {_roofline: layers, _layers: layers, _backends: timed}
+    figures = {name: draw for name, draw in PICTURES.items() if wanted[draw]}
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in figures]
     with all_or_nothing(paths) as temporary:
@@ -34,9 +32,7 @@ def write(document: dict[str, Any], folder: Path) -> list[Path]:
     return paths
 
 
-def _picture(
-    draw: Callable[[Any, dict[str, Any]], None], document: dict[str, Any]
-) -> bytes:
+def _picture(draw: Draw, document: dict[str, Any]) -> bytes:
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -149,3 +145,10 @@ def _backends(figure: Any, document: dict[str, Any]) -> None:
         axis.set_xlabel("ms")
         model = "" if several else f"{found[0]['model']}, "
         axis.set_title(f"{model}batch {batch}{_where(document)}")
+
+
+PICTURES: dict[str, Draw] = {
+    "roofline.png": _roofline,
+    "layers.png": _layers,
+    "backends.png": _backends,
+}

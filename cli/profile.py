@@ -193,7 +193,7 @@ def profile(
 def _check_apart(job: Job, json_target: str | None) -> None:
     from fastvit_cli import artefacts, plots
 
-    pictures = [("--png", job.png / name) for name in plots.FILES] if job.png else []
+    pictures = [("--png", job.png / name) for name in plots.PICTURES if job.png]
     artefacts.check_apart([("--html", job.html), ("--json", json_target), *pictures])
 
 
