@@ -18,7 +18,8 @@ from typing import Any
 ATTENTION = "scaled_dot_product_attention"
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 # Without a handle of fvcore's, or with one that takes no vectors.
-OURS = (ATTENTION, "baddbmm", "matmul", "mv", "dot", "bilinear", *RECURRENT)
+PRODUCTS = ("matmul", "mv", "dot", "vdot", "inner", "addmv", "baddbmm", "addbmm")
+OURS = (ATTENTION, *PRODUCTS, "bilinear", *RECURRENT)
 MULTIPLYING = ("conv", "linear", "addmm", "mm", "bmm", "einsum", *OURS)
 
 

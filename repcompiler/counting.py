@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -50,29 +51,32 @@ class OpCounter(TorchDispatchMode):
 
 
 def _macs(name: str, args: Sequence[Any], result: Any) -> int:
-    first = result[0] if isinstance(result, (tuple, list)) else result
+    first = next(iter(result), None) if isinstance(result, (tuple, list)) else result
     if not isinstance(first, Tensor):
         return 0
-    nested = [leaf for leaf in pytree.tree_leaves(args) if _is_nested(leaf)]
-    if not nested:
-        made = () if first.is_nested else tuple(first.shape)
-        return multiplications(name, _sizes(args), made)
-    rows = [tuple(size) for size in nested[0]._nested_tensor_size().tolist()]
-    return sum(multiplications(name, _sizes(args, row), row) for row in rows)
+    leaves = [leaf for leaf in (*pytree.tree_leaves(args), first) if _is_nested(leaf)]
+    if any(leaf.layout is not torch.strided for leaf in leaves):
+        return 0  # of jagged ones no sizes are known
+    if not leaves:
+        return multiplications(name, _sizes(args), _size(first))
+    rows = range(len(leaves[0]._nested_tensor_size()))
+    return sum(multiplications(name, _sizes(args, i), _size(first, i)) for i in rows)
 
 
-def _sizes(args: Sequence[Any], row: tuple[int, ...] = ()) -> list[Any]:
+def _sizes(args: Sequence[Any], row: int = 0) -> list[Any]:
     """Arguments with shapes in the place of tensors; nested ones are one row alone."""
-
-    def size(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return (1, *row) if _is_nested(leaf) else tuple(leaf.shape)
-
-    return list(pytree.tree_map(size, tuple(args)))
+    return list(pytree.tree_map(partial(_size, row=row), tuple(args)))
 
 
-def _is_nested(leaf: object) -> bool:
+def _size(leaf: Any, row: int = 0) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if not leaf.is_nested:
+        return tuple(leaf.shape)
+    return (1, *leaf._nested_tensor_size()[row].tolist())
+
+
+def _is_nested(leaf: object) -> TypeGuard[Tensor]:
     return isinstance(leaf, Tensor) and leaf.is_nested
 
 

@@ -46,6 +46,10 @@ def _added_product(given: Sequence[Any], result: Shape) -> int:
     return prod(result) * given[1][-1]
 
 
+def _added_products(given: Sequence[Any], result: Shape) -> int:
+    return prod(result) * given[1][0] * given[1][-1]
+
+
 def _bilinear(given: Sequence[Any], result: Shape) -> int:
     """x₁ᵀ W x₂ for W (out, in₁, in₂): each product of two inputs meets its weight."""
     return prod(result) * prod(given[2][1:])
@@ -86,8 +90,10 @@ def _recurrent_layer(given: Sequence[Any], result: Shape) -> int:
 
 FORMULAS: Mapping[str, Callable[[Sequence[Any], Shape], int]] = {
     "convolution": _conv,
-    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "matmul"), _product),
+    **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "inner"), _product),
+    **dict.fromkeys(("matmul", "linear"), _product),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _added_product),
+    "addbmm": _added_products,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     **dict.fromkeys(("_cudnn_rnn", "miopen_rnn"), _recurrent),
     "mkldnn_rnn_layer": _recurrent_layer,

@@ -146,20 +146,22 @@ def _asks_in_place(node: Node) -> bool:
     if "inplace" in node.kwargs:
         return node.kwargs["inplace"] is True
     assert callable(node.target)
-    place = _place_of_inplace(node.target)
-    return place is not None and node.args[place : place + 1] == (True,)
+    given = dict(zip(_names(node.target), node.args)).get("inplace")
+    return isinstance(given, int) and bool(given)
 
 
 @lru_cache(maxsize=1024)
-def _place_of_inplace(target: Callable[..., Any]) -> int | None:
+def _names(target: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the arguments that a function takes by place."""
     try:
-        parameters = inspect.signature(target).parameters
+        parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
-        return None
-    found = parameters.get("inplace")
-    if found is None or found.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        return None
-    return list(parameters).index("inplace")
+        return ()
+    by_place = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return tuple(p.name for p in parameters if p.kind in by_place)
 
 
 def _acts(node: Node, module: GraphModule) -> bool:
@@ -248,9 +250,13 @@ def _make_functional(module: GraphModule, node: Node) -> bool:
     elif node.kwargs.get("inplace") is True:
         node.kwargs = {**node.kwargs, "inplace": False}
     elif _asks_in_place(node):
-        place = _place_of_inplace(target)
-        assert place is not None
-        node.args = (*node.args[:place], False, *node.args[place + 1 :])
+        names = _names(target)
+        if len(node.args) > len(names):
+            return False
+        place = names.index("inplace")
+        named = dict(zip(names[place:], node.args[place:]))
+        node.args = node.args[:place]
+        node.kwargs = {**node.kwargs, **named, "inplace": False}
     else:
         return _functional_name(node, target)
     return True

@@ -44,15 +44,37 @@ class MetaRuns:
         `called`: the module of a `call_module` node.
         """
         try:
-            target = node.target if called is None else _said(called)
-            if node.op == "call_function" and not is_own(target):
-                raise _Unsaid
-            key = node.op, target, _frozen(args), _frozen(kwargs)
+            key = _key(node, called, args, kwargs)
         except _Unsaid:
             return _run(node, called, args, kwargs)
-        if key not in self.made:
-            self.made[key] = _run(node, called, args, kwargs)
-        return self.made[key]
+        if key in self.made:
+            return pytree.tree_map(_again, self.made[key])
+        result = _run(node, called, args, kwargs)
+        given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
+        leaves = pytree.tree_leaves(result)
+        if not any(isinstance(leaf, Tensor) and id(leaf) in given for leaf in leaves):
+            self.made[key] = pytree.tree_map(_again, result)
+        return result
+
+
+def _again(value: Any) -> Any:
+    """Another tensor like it: what is written to one of two calls stays with that."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(
+        value.shape, value.stride(), dtype=value.dtype, device="meta"
+    )
+
+
+def _key(node: Node, called: nn.Module | None, args: Any, kwargs: Any) -> Hashable:
+    """All that the result depends on; a call that writes has an effect beside it."""
+    own = node.op != "call_function" or is_own(node.target)
+    name = op_name(node)
+    writes = name.endswith("_") and not name.endswith("__")
+    if not own or writes or "out" in kwargs:
+        raise _Unsaid
+    target = node.target if called is None else _said(called)
+    return node.op, target, _frozen(args), _frozen(kwargs)
 
 
 def _run(node: Node, called: nn.Module | None, args: Any, kwargs: Any) -> Any:
@@ -79,9 +101,11 @@ def to_meta(value: Any) -> Any:
 
 
 def _said(module: nn.Module) -> Hashable:
-    if type(module) not in _SAID or is_hooked(module):
+    plain = getattr(module, "padding_mode", "zeros") == "zeros"
+    if type(module) not in _SAID or is_hooked(module) or not plain:
         raise _Unsaid
-    return type(module), module.extra_repr(), *map(_frozen, module.parameters())
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return type(module), module.extra_repr(), _frozen(tensors)
 
 
 def _frozen(value: Any) -> Hashable:
@@ -90,8 +114,10 @@ def _frozen(value: Any) -> Hashable:
         return Tensor, value.shape, value.stride(), value.dtype, value.device.type
     if kind in _PLAIN or isinstance(value, _NAMED):
         return kind, value
-    if kind in (tuple, list, torch.Size, immutable_list):
+    if kind in (tuple, torch.Size):
         return tuple, *map(_frozen, value)
+    if kind in (list, immutable_list):  # as an index it means something else
+        return list, *map(_frozen, value)
     if kind in (dict, immutable_dict):
         return dict, *((name, _frozen(item)) for name, item in value.items())
     if kind is slice:

@@ -125,17 +125,42 @@ def test_padded_words_of_an_encoder_are_not_counted():
     assert count(net, (torch.randn(1, 5, 12),))[1] == 2 * tokens
 
 
+class Packed(nn.Module):
+    """Ragged rows, multiplied with one another, and an op of no results at all."""
+
+    def __init__(self, layout: torch.layout) -> None:
+        super().__init__()
+        self.layout, self.linear = layout, nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.unbind_copy(x[:, :0], 1)
+        rows = [x[0, :2], x[0, :3]]
+        packed = torch.nested.nested_tensor(rows, layout=self.layout)
+        if self.layout is torch.jagged:
+            return self.linear(packed).to_padded_tensor(0.0)
+        return torch.bmm(packed, packed.transpose(1, 2)).to_padded_tensor(0.0)
+
+
+def test_ragged_rows_are_counted_row_by_row():
+    x = torch.randn(1, 5, 3)
+    assert count(Packed(torch.strided), (x,))[1] == 2 * 2 * 3 + 3 * 3 * 3
+    assert count(Packed(torch.jagged), (x,))[0]["linear"] == 1  # and no sizes known
+
+
 class Vectors(nn.Module):
     """Products in which one side is a vector."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x[0] @ x[0, 0]).sum() + x[0, 0] @ x[0, 1] + (x @ x[0].mT).sum()
+        products = x[0] @ x[0, 0], x[0, 0] @ x[0, 1], x @ x[0].mT
+        added = torch.addbmm(x[0] @ x[0].mT, x, x.mT)
+        return sum(p.sum() for p in (*products, added))
 
 
 def test_products_of_vectors_are_counted_by_both_counters():
     x = torch.randn(1, 5, 12)
-    assert count(Vectors(), (x,))[1] == 5 * 12 + 12 + 5 * 5 * 12
-    assert macs.count(Vectors(), (x,)).total == 5 * 12 + 12 + 5 * 5 * 12
+    by_hand = 5 * 12 + 12 + 3 * 5 * 5 * 12
+    assert count(Vectors(), (x,))[1] == by_hand
+    assert macs.count(Vectors(), (x,)).total == by_hand
 
 
 class Everything(nn.Module):

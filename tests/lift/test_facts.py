@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from equality import Net, check, norms
 from torch import nn
 
 import repcompiler as rc
@@ -61,6 +62,53 @@ def test_equal_numbers_of_another_type_are_told_apart(door):
     returned = next(n for n in state.graph_module.graph.nodes if n.op == "output")
     found = [(state.facts.shape(n), state.facts.dtype(n)) for n in returned.args[0]]
     assert found == [(tuple(y.shape), y.dtype) for y in net(x)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_list_and_a_tuple_as_an_index_are_told_apart(turned):
+    def run(s, x):
+        total = x[1, 0].sum() if turned else x[[1, 0]].sum()
+        taken = x[[1, 0]] if turned else x[1, 0]
+        return s.norm(s.conv(taken)) if turned else s.conv(taken * s.scale) + total
+
+    net = Net(run, conv=nn.Conv2d(2, 3, 1), norm=nn.BatchNorm2d(3))
+    net.scale = nn.Parameter(torch.rand(2, 1, 1))
+    result = check(net, [(2, 2, 4, 4), (3, 2, 5, 6)], door="symbolic_trace")
+    assert not turned or norms(result.model) == 0
+
+
+WRITES = {
+    "unsqueeze_": lambda a: a.unsqueeze_(1),
+    "transpose_": lambda a: a.transpose_(1, 3),
+    "squeeze_": lambda a: a.unsqueeze(1).squeeze_(1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_to_one_result_changes_no_other_of_the_same_op(write):
+    def run(s, x):
+        a = x * 2
+        seen = a[0]  # keeps the write from being undone
+        WRITES[write](a)
+        return s.norm(s.conv(x * 2)) + seen.sum() + a.sum()
+
+    net = Net(run, conv=nn.Conv2d(2, 4, 1), norm=nn.BatchNorm2d(4))
+    result = check(net, [(4, 2, 6, 6)], door="symbolic_trace")
+    assert norms(result.model) == 0
+
+
+def test_weights_that_are_buffers_are_looked_at_too():
+    def run(s, x):
+        return s.first_norm(s.first(x)).relu().sum() + s.norm(s.conv(x))
+
+    net = Net(run, first_norm=nn.BatchNorm2d(3), norm=nn.BatchNorm2d(4))
+    for name, outputs in (("first", 3), ("conv", 4)):
+        conv = nn.Conv2d(2, 4, 1, bias=False)
+        weight = conv.weight.detach()[:outputs].clone()
+        del conv.weight
+        conv.register_buffer("weight", weight)
+        setattr(net, name, conv)
+    assert norms(check(net, [(4, 2, 6, 6)], blind=False).model) == 0
 
 
 def test_models_of_repeated_blocks_are_fused_alike_twice():

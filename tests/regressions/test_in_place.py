@@ -175,3 +175,34 @@ def test_what_was_asked_of_a_view_does_not_hide_a_write_to_it() -> None:
     for door in ("symbolic_trace", "export"):
         found = rc.fuse(net, (x,), capture=door).model(x)
         torch.testing.assert_close(found, net(x), rtol=1e-10, atol=1e-10)
+
+
+@torch.fx.wrap
+def clamped(x: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    """Somebody's own activation, which takes `inplace` as torch's do."""
+    return x.clamp_(min=0) if inplace else x.clamp(min=0)
+
+
+@pytest.mark.parametrize("given", [True, 1])
+def test_inplace_by_place_in_a_function_of_somebody_else(given):
+    def run(s, x):
+        return clamped(s.second(s.first(x)), given)
+
+    net = Net(run, first=conv(4, 4), second=conv(4, 4))
+    fused(net, draw((2, 4, 6, 6)))
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_inplace_by_place_in_a_graph(blind):
+    """As `torch._dynamo` writes it; `symbolic_trace` makes a name of it."""
+    net = randomise(nn.Sequential(conv(4, 4), nn.BatchNorm2d(4)))
+    traced = torch.fx.symbolic_trace(net)
+    last = next(n for n in traced.graph.nodes if n.op == "output")
+    with traced.graph.inserting_before(last):
+        act = traced.graph.call_function(F.leaky_relu, (last.args[0], 0.3, True))
+    last.args = (act,)
+    traced.recompile()
+    x = draw((2, 4, 7, 6))
+    result = rc.fuse(traced, None if blind else (x,))
+    torch.testing.assert_close(result.model(x), traced(x), rtol=1e-10, atol=1e-10)
+    assert blind or writes(result.model) == 1
