@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +32,7 @@ class Held:
             lists = [value for value in inner if isinstance(value, list)]
             self.lists += [(value, list(value)) for value in cast(Any, lists)]
         self.copies = [(b, b._version, b.clone()) for b in model.buffers()]
+        self.data = [(p, p.data) for p in model.parameters() if not is_lazy(p)]
 
     def buffer_written(self) -> bool:
         """Whether a buffer was written to or replaced, which no graph would show."""
@@ -51,6 +53,9 @@ class Held:
             ):
                 store.clear()
                 store.update(before)
+        for parameter, data in self.data:
+            if _memory(parameter) != _memory(data):  # others were put under it
+                parameter.data = data
         for buffer, version, copy in self.copies:
             if buffer._version != version or not same_values(buffer, copy):
                 buffer.data.copy_(copy)

@@ -39,6 +39,28 @@ def test_parameters_that_forward_writes_to_are_put_back(door):
         torch.testing.assert_close(fused(x), net(x), rtol=1e-9, atol=1e-9)
 
 
+class Swaps(nn.Module):
+    """Puts other numbers under a parameter, which no op of torch's shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.shift = conv(), nn.Parameter(torch.zeros(4, 1, 1))
+
+    def forward(self, x):
+        self.shift.data = self.shift.data + 1
+        return self.conv(x) + self.shift
+
+
+@pytest.mark.parametrize("door", ["auto", "symbolic_trace", "export", "submodules"])
+def test_what_is_put_under_a_parameter_is_taken_out_again(door):
+    net = randomise(Swaps())
+    with pytest.raises(rc.CaptureError):
+        rc.fuse(net, (draw((2, 4, 6, 6)),), capture=door)
+    assert float(net.shift.abs().max()) == 0.0
+    rc.verify(net, net, (draw((2, 4, 6, 6)),))
+    assert float(net.shift.abs().max()) == 0.0
+
+
 def test_a_compiled_candidate_runs_compiled():
     runs: list[int] = []
 
