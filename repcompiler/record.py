@@ -236,7 +236,12 @@ def _kept(state: State) -> Iterable[Kept]:
     """Affine ops that stayed next to something affine, and norms."""
     assert state.composed is not None and state.facts is not None
     assert state.rewritten is not None
-    undone = {n for region in state.undone for n in region.nodes}
+    # Whether there was anything to check it on: without inputs no sizes may be known.
+    undone = {
+        n: state.exactness[region.value] is not None
+        for region in state.undone
+        for n in region.nodes
+    }
     for node in state.graph_module.graph.nodes:
         if node in state.rewritten.removed or node.op in ("get_attr", "placeholder"):
             continue
@@ -281,12 +286,15 @@ def _why_apart(region: Rewrite, state: State) -> Reason | None:
     return refused or (Reason.DEARER if dearer else None)
 
 
-def _reason(node: Node, label: str, undone: set[Node], state: State) -> Reason | None:
+def _reason(
+    node: Node, label: str, undone: Mapping[Node, bool], state: State
+) -> Reason | None:
     assert state.composed is not None and state.selected is not None
     own = state.composed.lifted.get(node, Opaque(Reason.MUTATED))
     norm = label in NORMS
     if node in undone:
-        return Reason.NOT_EQUAL
+        exampled = state.facts is not None and state.facts.exampled
+        return Reason.NOT_EQUAL if exampled or undone[node] else Reason.UNKNOWN_SHAPE
     if isinstance(own, Opaque):
         known = state.facts is not None and state.facts.dtype(node)
         accounted = label in _ACCOUNTED and bool(norm or known or not state.inputs)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Interpreter, Node
 
+from repcompiler.partial import op_name
 from repcompiler.probes import PROBE_SCALES
 from repcompiler.verify import EXACT
 
@@ -53,13 +55,36 @@ def region_error(
         limits = [fused(*(v.abs() for v in inputs)) for inputs, _ in errors]
         ratios = [_relative(e, n, channel_axis) for (_, e), n in zip(errors, limits)]
         if max(ratios, default=0.0) > EXACT:
-            apart = copy.deepcopy(original)
-            _drop_signs(apart)
-            added = [apart(*(v.abs() for v in inputs)).abs() for inputs, _ in errors]
+            apart = _Unsigned(copy.deepcopy(original))
+            added = [apart.run(*(v.abs() for v in inputs)) for inputs, _ in errors]
             pairs = zip(errors, map(torch.maximum, limits, added))
             again = [_relative(error, n, channel_axis) for (_, error), n in pairs]
             ratios = again if max(again) <= EXACT else ratios
     return max(ratios, default=None)
+
+
+class _Unsigned(Interpreter):
+    """What a graph comes to where no number has a sign and differences are sums."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        _drop_signs(module)
+
+    def run_node(self, n: Node) -> Any:
+        """The magnitude of what the op returns; of two operands, of both together."""
+        value = super().run_node(n)
+        if op_name(n).strip("_") in _SUMS:
+            args, named = self.fetch_args_kwargs_from_env(n)
+            operands = (
+                *args[:2],
+                *(named[k] for k in ("input", "other") if k in named),
+            )
+            alpha = named.get("alpha", (*args[2:], 1)[0])
+            value = abs(operands[0]) + abs(alpha) * abs(operands[1])
+        return value.abs() if isinstance(value, Tensor) else value
+
+
+_SUMS = ("add", "iadd", "sub", "isub", "rsub", "subtract")
 
 
 def _drop_signs(graph: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A bias that cancels is no bias: pad(norm(x) - v) + v has zeros where it pads.
+"""What cancels: a bias that is none, as in pad(norm(x) - v) + v, and taps of kernels.
 
 A constant before a zero-padded window closed the way even where it was taken off again.
 """
@@ -6,6 +6,7 @@ A constant before a zero-padded window closed the way even where it was taken of
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 from equality import Net, check, conv, images, norms, ops, reasons
 from torch import Tensor, nn
@@ -56,3 +57,26 @@ def test_a_plain_norm_before_a_padded_conv_is_kept_apart() -> None:
     parts = {"norm": nn.BatchNorm2d(4), "conv": conv()}
     result = check(Net(lambda s, x: s.conv(s.norm(x)), **parts), images(4))
     assert norms(result.model) == 1
+
+
+DIFFERENCES = {
+    "add, alpha": lambda a, b: torch.add(a, b, alpha=-0.5),
+    "add, named": lambda a, b: torch.add(input=a, other=b, alpha=-0.5),
+    "sub, alpha": lambda a, b: torch.sub(a, b, alpha=0.5),
+    "a - b / 2": lambda a, b: a - b / 2,
+    "a + -b / 2": lambda a, b: a + -b / 2,
+}
+
+
+@pytest.mark.parametrize("spelling", DIFFERENCES)
+@pytest.mark.parametrize("door", ["symbolic_trace", "export"])
+def test_taps_that_cancel_wholly(spelling: str, door: str) -> None:
+    """Where one tap alone meets the image nothing is left but what was rounded."""
+
+    def body(s: nn.Module, x: Tensor) -> Tensor:
+        near = F.conv1d(x, s.far.weight * 2, None, 1, [1], 1, 2)
+        return DIFFERENCES[spelling](s.far(x), near)
+
+    far = nn.Conv1d(6, 4, 3, padding="same", dilation=2, groups=2, bias=False)
+    result = check(Net(body, far=far), [(1, 6, 7), (2, 6, 5), (2, 6, 2)], door=door)
+    assert ops(result.model) == {"Conv1d": 1}

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from equality import Net, check, conv, draw, images, norms, ops
+import torch.nn.functional as F
+from equality import Net, check, conv, draw, images, norms, ops, reasons
 from torch import nn
+
+import repcompiler as rc
 
 SIZES = images(4, (8, 8), (7, 9), (5, 6))
 AVERAGES = {
@@ -95,3 +98,16 @@ def test_a_size_is_asked_of_the_same_view_of_what_stays() -> None:
     net = Net(forward, norm=nn.BatchNorm2d(4), **layers)
     assert norms(check(net, SIZES).model) == 0
     assert draw(SIZES[0]).shape == SIZES[0]
+
+
+def test_a_region_that_nothing_could_be_run_through_is_of_unknown_shape() -> None:
+    """Without inputs no size of what is pooled is known; it was called not equal."""
+
+    def forward(s: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        pooled = F.adaptive_avg_pool1d(s.norm(s.first(x).relu()), 2)
+        return s.end(s.last(pooled))
+
+    layers = {"first": nn.Conv1d(6, 6, 3, padding=1), "last": nn.Conv1d(6, 6, 1)}
+    net = Net(forward, norm=nn.BatchNorm1d(6), end=nn.BatchNorm1d(6), **layers)
+    assert norms(check(net, [(2, 6, 7), (1, 6, 4)]).model) == 0
+    assert reasons(rc.fuse(net)) == {"unknown_shape"}
