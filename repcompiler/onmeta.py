@@ -51,10 +51,19 @@ class MetaRuns:
             return pytree.tree_map(_again, self.made[key])
         result = _run(node, called, args, kwargs)
         given = {id(leaf) for leaf in pytree.tree_leaves((args, kwargs))}
-        leaves = pytree.tree_leaves(result)
-        if not any(isinstance(leaf, Tensor) and id(leaf) in given for leaf in leaves):
+        made = [v for v in pytree.tree_leaves(result) if isinstance(v, Tensor)]
+        if all(_is_plain(v) and id(v) not in given for v in made):
             self.made[key] = pytree.tree_map(_again, result)
         return result
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether shape, strides and dtype say all of it."""
+    return (
+        type(value) is Tensor
+        and value.layout is torch.strided
+        and not (value.is_nested or value.is_quantized)
+    )
 
 
 def _again(value: Any) -> Any:

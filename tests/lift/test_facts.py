@@ -97,6 +97,17 @@ def test_a_write_to_one_result_changes_no_other_of_the_same_op(write):
     assert norms(result.model) == 0
 
 
+def test_values_that_strides_do_not_describe_are_worked_out_each_time():
+    def run(s, x):
+        flat = s.norm(s.conv(x)).sum((0, 1))
+        sparse = [flat.to_sparse(), flat.to_sparse(), flat.to_sparse_csr()]
+        return sum(part.to_dense() for part in sparse)
+
+    net = Net(run, conv=nn.Conv2d(2, 4, 1), norm=nn.BatchNorm2d(4))
+    result = check(net, [(4, 2, 6, 6)], door="symbolic_trace")
+    assert norms(result.model) == 0
+
+
 def test_weights_that_are_buffers_are_looked_at_too():
     def run(s, x):
         return s.first_norm(s.first(x)).relu().sum() + s.norm(s.conv(x))
