@@ -23,9 +23,7 @@ _CONV = "input weight bias stride padding dilation groups"
 _TRANSPOSED = "input weight bias stride padding output_padding groups dilation"
 _NORM = "input running_mean running_var weight bias training momentum eps"
 _ATEN_NORM = "input weight bias running_mean running_var training momentum eps cudnn"
-_INSTANCE_NORM = (
-    "input running_mean running_var weight bias use_input_stats momentum eps"
-)
+_INSTANCE_NORM = _NORM.replace("training", "use_input_stats")
 _ATEN_INSTANCE = _ATEN_NORM.replace("training", "use_input_stats")
 _POOL = "input kernel_size stride padding ceil_mode count_include_pad divisor_override"
 _POOL_1D = "input kernel_size stride padding ceil_mode count_include_pad"

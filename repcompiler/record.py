@@ -236,11 +236,8 @@ def _kept(state: State) -> Iterable[Kept]:
     """Affine ops that stayed next to something affine, and norms."""
     assert state.composed is not None and state.facts is not None
     assert state.rewritten is not None
-    # Whether there was anything to check it on: without inputs no sizes may be known.
     undone = {
-        n: state.exactness[region.value] is not None
-        for region in state.undone
-        for n in region.nodes
+        n: _why_undone(region, state) for region in state.undone for n in region.nodes
     }
     for node in state.graph_module.graph.nodes:
         if node in state.rewritten.removed or node.op in ("get_attr", "placeholder"):
@@ -286,15 +283,21 @@ def _why_apart(region: Rewrite, state: State) -> Reason | None:
     return refused or (Reason.DEARER if dearer else None)
 
 
+def _why_undone(region: Rewrite, state: State) -> Reason:
+    """Not equal, or nothing to check it on: without inputs no sizes may be known."""
+    blind = state.facts is not None and not state.facts.exampled
+    unrun = state.exactness[region.value] is None
+    return Reason.UNKNOWN_SHAPE if blind and unrun else Reason.NOT_EQUAL
+
+
 def _reason(
-    node: Node, label: str, undone: Mapping[Node, bool], state: State
+    node: Node, label: str, undone: Mapping[Node, Reason], state: State
 ) -> Reason | None:
     assert state.composed is not None and state.selected is not None
     own = state.composed.lifted.get(node, Opaque(Reason.MUTATED))
     norm = label in NORMS
     if node in undone:
-        exampled = state.facts is not None and state.facts.exampled
-        return Reason.NOT_EQUAL if exampled or undone[node] else Reason.UNKNOWN_SHAPE
+        return undone[node]
     if isinstance(own, Opaque):
         known = state.facts is not None and state.facts.dtype(node)
         accounted = label in _ACCOUNTED and bool(norm or known or not state.inputs)
