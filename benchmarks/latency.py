@@ -10,8 +10,11 @@ order. `again` is our form a second time: what it differs from itself is the noi
     torch   torch.fx.experimental.optimization.fuse of that
     ours    repcompiler.fuse
     tuned   as `fuse --tune` writes it for this runtime and batch size, by forms of
-            convs, layout and writes in place; `default` where no plan beats ours. A
-            runtime that cannot be tuned for runs the plan of eager torch
+            convs, layout, writes in place and, in OpenVINO, kernels; `default` where
+            no plan beats ours. A runtime that cannot be tuned for runs the plan of
+            eager torch
+    direct  timm's form in the kernels of the tuned plan, where it has any of its own:
+            what they give without our forms
 
 Every form is compared with the float64 original first; one that is off by more than
 eight times the model's own rounding is marked `wrong`, and one that fails says so. The
@@ -37,11 +40,11 @@ from typing import Any
 
 import timm
 import torch
-from fastvit_cli import machine, timing, tuner
-from fastvit_cli.backends import TUNED_IN, openvino_core
+from fastvit_cli import irgraphs, machine, timing, tuner
+from fastvit_cli.backends import TUNED_IN
 from fastvit_cli.measured import Setting
 from fastvit_cli.onnx_plans import Exports
-from fastvit_cli.plans import Task
+from fastvit_cli.plans import Plan, Task
 from op_counts import randomise
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
@@ -55,7 +58,7 @@ MODELS = (
 BATCHES = (1, 8)
 RUNTIMES = ("eager", "onnxruntime", "openvino", "eager-channels-last", "compile")
 PEERS = ("train", "timm", "torch")
-FORMS = (*PEERS, "ours", "tuned", "again")
+FORMS = (*PEERS, "ours", "tuned", "direct", "again")
 RECORDS = Path(__file__).resolve().parent / "records"
 MIN_ROUNDS = 4
 Run = Callable[[], Any]
@@ -79,13 +82,12 @@ def forms(name: str) -> tuple[dict[str, nn.Module | str], Tensor, nn.Module]:
 
 
 @functools.cache
-def tuned(name: str, home: str, batch: int, threads: int) -> nn.Module | str:
-    """Our form tuned for one of `TUNED_IN`; `default` where the default plan stays."""
+def tuned(name: str, home: str, batch: int, threads: int) -> Plan | None:
+    """Our form tuned for one of `TUNED_IN`; None where the default plan stays."""
     made, x, _ = forms(name)
     setting = Setting("cpu", "float32", threads, batch, home)
     more = {"regions": False, "exports": exports(name)}
-    plan = tuner.tune(Task(made["train"], (x,), setting, **more), lambda _: None).plan
-    return "default" if plan is None else plan.module
+    return tuner.tune(Task(made["train"], (x,), setting, **more), lambda _: None).plan
 
 
 @functools.cache
@@ -114,12 +116,14 @@ def wrong(found: Tensor, own: Tensor, truth: Tensor) -> bool:
 # ---- runtimes ----------------------------------------------------------------------
 
 
-def prepare(runtime: str, model: nn.Module, x: Tensor, threads: int) -> Run:
-    """What runs the model once."""
+def prepare(
+    runtime: str, model: nn.Module, x: Tensor, threads: int, kernels: tuple[str, ...]
+) -> Run:
+    """What runs the model once; OpenVINO with some kinds of convs in direct kernels."""
     if runtime == "onnxruntime":
         return in_onnxruntime(model, x, threads)
     if runtime == "openvino":
-        return in_openvino(model, x, threads)
+        return in_openvino(model, x, threads, kernels)
     if runtime == "eager-channels-last":
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
@@ -151,18 +155,16 @@ def in_onnxruntime(model: nn.Module, x: Tensor, threads: int) -> Run:
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
-def in_openvino(model: nn.Module, x: Tensor, threads: int) -> Run:
+def in_openvino(
+    model: nn.Module, x: Tensor, threads: int, kernels: tuple[str, ...]
+) -> Run:
     """OpenVINO's own conversion of the module, in float32."""
     import openvino
 
-    converted = openvino.convert_model(model, example_input=x, input=[list(x.shape)])
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    compiled = openvino_core().compile_model(converted, "CPU", settings)
-    request = compiled.create_infer_request()
+    graph = openvino.convert_model(model, example_input=x, input=[list(x.shape)])
+    if kernels:
+        graph = irgraphs.prefer_direct(graph, kernels)
+    request = irgraphs.request(graph, "float32", threads)
     feed = [x.numpy()]
 
     def run() -> Tensor:
@@ -184,18 +186,24 @@ def measure(name: str, runtime: str, seconds: float, threads: int) -> list[dict]
         with torch.no_grad():
             truth, own = wide(x.double()), made["train"](x)
         home = runtime if runtime in TUNED_IN else "eager"
-        made["tuned"] = tuned(name, home, batch, threads)
-        runs, marks = usable(made, runtime, x, threads, (own, truth))
+        plan = tuned(name, home, batch, threads)
+        made["tuned"] = plan.module if plan else "default"
+        kernels = plan.kernels if plan else ()
+        made["direct"] = made["timm"] if kernels else "no kernels"
+        told = (runtime, x, threads, kernels)
+        runs, marks = usable(made, told, (own, truth))
         rounds = timing.interleave(runs, seconds / len(BATCHES), min_rounds=MIN_ROUNDS)
         row = {"model": name, "runtime": runtime, "batch": batch, "left_out": marks}
+        row["plan"] = plan.name if plan else "default"
         rows.append({**row, **figures(rounds)})
     return rows
 
 
 def usable(
-    made: dict[str, Any], runtime: str, x: Tensor, threads: int, judged: tuple
+    made: dict[str, Any], told: tuple, judged: tuple
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """(form → run, form → why there is none)."""
+    runtime, x, threads, kernels = told
     runs: dict[str, Run] = {}
     marks: dict[str, str] = {}
     for form in FORMS:
@@ -204,7 +212,8 @@ def usable(
             marks[form] = model
             continue
         try:
-            run = prepare(runtime, model, x, threads)
+            own = kernels if form in ("tuned", "direct") else ()
+            run = prepare(runtime, model, x, threads, own)
             output = run()
         except Exception as error:
             marks[form] = type(error).__name__

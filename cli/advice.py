@@ -10,6 +10,7 @@ from typing import Any
 
 from fastvit_cli.backends import BACKENDS, TUNED_IN
 from fastvit_cli.cells import Cell
+from fastvit_cli.irgraphs import SUFFIX
 
 Options = Mapping[str, Sequence[str]]
 
@@ -139,15 +140,16 @@ def _fastest(rows: Sequence[Cell], options: Options) -> Any:
 def _recipe(cell: Cell, options: Options) -> tuple[str, str]:
     """The command that writes what the cell ran, and how to run that."""
     backend = BACKENDS[cell.backend]
-    if cell.model.endswith(backend.artefact):  # it is that file already
+    suffix = SUFFIX if cell.kernels else backend.artefact
+    if cell.model.endswith((backend.artefact, SUFFIX)):  # it is that file already
         return "", backend.usage.replace("FILE", repr(cell.model))
     if cell.form not in options:
         return "", _as_it_is(cell)
-    file = f"{stem(cell.model)}-{cell.form}{backend.artefact}"
+    file = f"{stem(cell.model)}-{cell.form}{suffix}"
     words = ["fastvit", "fuse", cell.model, "-o", file, *options[cell.form]]
     if cell.form == "tuned" and cell.backend in TUNED_IN:
         words += ["--backend", cell.backend]
-    if cell.dtype != "float32" and backend.artefact == ".pt2":
+    if cell.dtype != "float32" and suffix == ".pt2":
         words += ["--dtype", cell.dtype]
     return shlex.join(words), _in_dtype(cell).replace("FILE", repr(file))
 
@@ -178,7 +180,7 @@ def stem(model: str) -> str:
     path = Path(name)
     if python:
         found = f"{Path(file).name}-{factory}"
-    elif path.suffix in (".pt2", ".safetensors", ".onnx"):
+    elif path.suffix in (".pt2", ".safetensors", ".onnx", ".xml"):
         found = f"{path.stem}-{path.suffix[1:]}"
     else:
         found = name.replace(":", "_").replace("/", "_")

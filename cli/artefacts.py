@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastvit_cli import irgraphs
+from fastvit_cli.backends import BACKENDS
 from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
 from fastvit_cli.exporters import WRITERS, Artefact, onnx_can_run
 from fastvit_cli.files import check_writable
@@ -24,6 +26,8 @@ def plan(outputs: Sequence[str], reports: Sequence[str]) -> tuple[list[Path], ..
         for path in map(Path, texts):
             check_writable(path, option)
             _check_suffix(path, option)
+            if _is_ir(path):
+                _check_ir(path, option)
     return [Path(text) for text in outputs], [Path(text) for text in reports]
 
 
@@ -52,12 +56,30 @@ def check_apart(files: Iterable[tuple[str, Path | str | None]]) -> None:
         seen[place] = option
 
 
+def companions(outputs: Iterable[Path]) -> list[Path]:
+    """The files beside outputs that belong to them: the weights of an .xml."""
+    return [it.with_suffix(irgraphs.WEIGHTS) for it in outputs if _is_ir(it)]
+
+
+def _is_ir(path: Path) -> bool:
+    return path.suffix == irgraphs.SUFFIX
+
+
 def check_dtype(outputs: Sequence[Path], dtype: str) -> None:
     """Refuse early what could not be checked after it was written.
 
     Raises:
-        BadInput: an .onnx is asked for in a dtype that onnxruntime cannot run.
+        BadInput: an .onnx is asked for in a dtype that onnxruntime cannot run, or an
+            .xml in another than float32, which OpenVINO computes in.
     """
+    graphs = list(filter(_is_ir, outputs))
+    if graphs and dtype != "float32":
+        raise BadInput(
+            f"{graphs[0]}: OpenVINO computes in float32, so that the file could not be "
+            f"checked in {dtype}.",
+            hint="Use --dtype float32 for OpenVINO, which can be told to run it in "
+            "bfloat16, or write a .pt2.",
+        )
     onnx = [path for path in outputs if path.suffix == ".onnx"]
     if onnx and not onnx_can_run(dtype):
         raise BadInput(
@@ -83,6 +105,28 @@ def write(artefact: Artefact, path: Path, temporary: Path) -> dict[str, Any]:
         raise JobFailed(f"{path} could not be written: {summary(error)}.") from error
     digest = hashlib.sha256(content).hexdigest()
     return {"path": str(path), **facts, "bytes": len(content), "sha256": digest}
+
+
+def _check_ir(path: Path, option: str) -> None:
+    """See that OpenVINO is here, and that the weights overwrite nobody's file.
+
+    Raises:
+        BadInput: it is otherwise.
+    """
+    missing = BACKENDS["openvino"].lacks()
+    if missing:
+        raise BadInput(
+            f"{option} {path}: an .xml is checked in OpenVINO, which is not installed.",
+            hint=missing,
+        )
+    weights = path.with_suffix(irgraphs.WEIGHTS)
+    check_writable(weights, option)
+    if weights.exists() and not path.exists():
+        raise BadInput(
+            f"{option} {path} comes with its weights in {weights.name}, and there is "
+            "such a file already, without an .xml that it belongs to.",
+            hint="Choose another name, or move that file away.",
+        )
 
 
 def _check_suffix(path: Path, option: str) -> None:

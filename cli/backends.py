@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,8 @@ class Subject:
     threads: int
     scratch: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     dynamic_batch: bool = True
-    file: str = ""  # an ONNX graph, where that is all there is
+    file: str = ""  # an ONNX or OpenVINO graph, where that is all there is
+    kernels: tuple[str, ...] = ()  # kinds of convs for OpenVINO's direct kernels
     made_in: Callable[[Any], nn.Module] | None = None  # anew, in a wider dtype
 
     @cached_property
@@ -158,32 +159,18 @@ def onnxruntime(subject: Subject, inputs: Inputs) -> Runner:
     return lambda: session.run(None, feed)
 
 
-@cache
-def openvino_core() -> Any:
-    """OpenVINO's entrance, one for the life of the process.
-
-    With its first use of the CPU each `Core` gives the thread another stack for
-    signals, and frees that with itself. Of two that live at once the later one puts
-    back what the earlier one has freed: the next signal ends the process without a
-    word.
-    """
-    import openvino as ov
-
-    return ov.Core()
-
-
 def openvino(subject: Subject, inputs: Inputs) -> Runner:
-    """OpenVINO on the same file, with the sizes of the inputs made static."""
-    core = openvino_core()
-    model = core.read_model(subject.onnx)
-    model.reshape({i: list(value.shape) for i, value in enumerate(inputs)})
-    precision = {"float32": "f32", "bfloat16": "bf16"}[subject.dtype]
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": subject.threads,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    """OpenVINO on the same file, with the sizes of the inputs made static.
+
+    Where the subject asks for kernels, the file is one of OpenVINO's own.
+    """
+    from fastvit_cli import irgraphs
+
+    graph = irgraphs.core().read_model(subject.onnx)
+    if subject.kernels:
+        graph = irgraphs.prefer_direct(graph, subject.kernels)
+    graph.reshape({i: list(value.shape) for i, value in enumerate(inputs)})
+    request = irgraphs.request(graph, subject.dtype, subject.threads)
     feed = [value.float().numpy() for value in inputs]
 
     def run() -> Any:
@@ -266,7 +253,7 @@ def load_runtime(name: str) -> None:
     elif name == "onnxruntime":
         importlib.import_module("onnxruntime")
     elif name == "openvino":
-        openvino_core()
+        importlib.import_module("fastvit_cli.irgraphs").core()
 
 
 # Where plans can be tuned; what else runs torch takes the plan of eager.

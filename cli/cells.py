@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import backends, timing
+from fastvit_cli import backends, irgraphs, timing
 from fastvit_cli.backends import BACKENDS, TUNED_IN, Subject
 from fastvit_cli.errors import Stop, summary
 
@@ -37,6 +37,7 @@ class Cell:
         distance: ‖output - reference‖ / ‖reference‖.
         memory: bytes at the peak, weights included; None where it is not known.
         faults: page faults of a run, where the system counts them.
+        kernels: kinds of convs that run in OpenVINO's direct kernels.
         skipped: why there is no timing.
     """
 
@@ -52,6 +53,7 @@ class Cell:
     memory: int | None = None
     faults: timing.Faults | None = None
     skipped: str = ""
+    kernels: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -71,6 +73,7 @@ class Cell:
             "error_ratio": self.error_ratio,
             "distance": self.distance,
             "equal": self.equal,
+            "kernels": list(self.kernels),
             "skipped": self.skipped or None,
         }
 
@@ -101,8 +104,10 @@ class Grid:
                 (*self.forms, *(["tuned"] if self.plans else []))
             ):
                 for backend in self.backends:
-                    if self.subject(form, backend) is not None:
-                        yield Cell(self.name, form, backend, dtype, batch)
+                    subject = self.subject(form, backend)
+                    if subject is not None:
+                        told = (self.name, form, backend, dtype, batch)
+                        yield Cell(*told, kernels=subject.kernels)
 
     def subject(self, form: str, backend: str) -> Subject | None:
         """What a backend runs; None where a backend keeps the default plan."""
@@ -175,9 +180,11 @@ def _obstacle(backend: backends.Backend, cell: Cell, subject: Subject) -> str:
     if why:
         return why
     if subject.model is None and backend.holds_model:
-        return "an ONNX graph runs in onnxruntime and OpenVINO only"
+        return "a graph of a runtime does not run in torch"
+    if subject.file.endswith(irgraphs.SUFFIX) and cell.backend != "openvino":
+        return "an OpenVINO graph runs in OpenVINO only"
     if subject.model is None and cell.dtype != subject.dtype:
-        return f"an ONNX graph in {subject.dtype} cannot be cast to {cell.dtype}"
+        return f"a graph in {subject.dtype} cannot be cast to {cell.dtype}"
     if cell.batch != 1 and not subject.dynamic_batch:
         return "the file fixes its batch size"
     return ""

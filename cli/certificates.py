@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import onnxsteps
+from fastvit_cli import graphfiles, onnxsteps
 from fastvit_cli.errors import BadInput, summary
 from fastvit_cli.options import DTYPES
 from fastvit_cli.render import new_table
@@ -106,8 +106,9 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     """Every claim of a certificate, from the two models.
 
     Raises:
-        BadInput: the reference is an ONNX graph, whose nodes have other names; or the
-            certificate is not put together as one.
+        BadInput: the reference is a graph of a runtime, whose nodes have other names;
+            the candidate is one of OpenVINO; or the certificate is not put together as
+            one.
     """
     from repcompiler.capture import run_capture
     from repcompiler.certify import check_digest, check_regions, unclaimed
@@ -115,10 +116,16 @@ def verify(document: dict[str, Any], reference: Runner, candidate: Runner) -> Ve
     from repcompiler.prepare import prepare
 
     if reference.model is None:
+        kind = graphfiles.KINDS[reference.form]
         raise BadInput(
-            f"a certificate is about PyTorch graphs, and {reference.name} is an ONNX "
-            "graph.",
+            f"a certificate is about PyTorch graphs, and {reference.name} is {kind}.",
             hint="Give the model that was fused as the REFERENCE.",
+        )
+    if candidate.form == "ir":
+        raise BadInput(
+            f"{candidate.name} is an OpenVINO graph, whose constants have lost the "
+            "names that a certificate gives them.",
+            hint="Check it without --certificate, or the .onnx with it.",
         )
     trouble = check_digest(document)
     if trouble:

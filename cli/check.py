@@ -31,7 +31,7 @@ fastvit check net.py:build fused.pt2 --repro repro/
 fastvit check net.py:build fused.pt2 --replay repro/inputs.safetensors
 """
 
-HELP = "Any MODEL: fastvit_t8, timm:NAME, file.py:callable, .pt2, .onnx, .safetensors."
+HELP = "Any MODEL: fastvit_t8, timm:NAME, file.py:callable, .pt2, .onnx, .xml, …"
 Reference = Annotated[str, typer.Argument(metavar="REFERENCE", help=HELP)]
 Candidate = Annotated[
     str, typer.Argument(metavar="CANDIDATE", help="Any MODEL; MODEL@FILE has weights.")
@@ -212,7 +212,7 @@ def _load(text: str, options: ModelOptions) -> Runner:
     from fastvit_cli import runners, sources
 
     bare, _ = sources.split_weights(text, options)
-    if sources.classify(bare) in ("program", "onnx", "artefact"):
+    if sources.classify(bare) in ("program", "onnx", "ir", "artefact"):
         options = replace(options, args={}, pretrained=False)
     return runners.load(text, options)
 

@@ -34,7 +34,9 @@ PAIRS = 10  # of classes that are mistaken for each other, in the summary
 
 ModelName = Annotated[
     str,
-    typer.Option("--model", metavar="MODEL", help="Any MODEL, .pt2 and .onnx too."),
+    typer.Option(
+        "--model", metavar="MODEL", help="Any MODEL, .pt2, .onnx and .xml too."
+    ),
 ]
 Data = Annotated[
     str,

@@ -8,6 +8,7 @@ model computes; whoever called it removes the file.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,13 +30,18 @@ AXES = {0: "batch", 2: "height", 3: "width"}
 
 @dataclass(frozen=True)
 class Artefact:
-    """What is to be written: a model with example inputs and its card."""
+    """What is to be written: a model with example inputs and its card.
+
+    Attributes:
+        kernels: kinds of convs that OpenVINO is to run in its direct kernels.
+    """
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
     card: Card
     dynamic_batch: bool = True
     dynamic_size: bool = False
+    kernels: tuple[str, ...] = ()
 
     @cached_property
     def program(self) -> ExportedProgram:
@@ -196,9 +202,39 @@ def write_safetensors(artefact: Artefact, path: Path) -> dict[str, Any]:
     return {"format": "safetensors"}
 
 
+def write_ir(artefact: Artefact, path: Path) -> dict[str, Any]:
+    """OpenVINO's .xml, its .bin beside it, checked in OpenVINO."""
+    from fastvit_cli import irgraphs
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "model.onnx"
+        exported = export_onnx(artefact)
+        exported.save(source)
+        try:
+            graph = irgraphs.core().read_model(source)
+        except RuntimeError as error:
+            raise JobFailed(
+                f"OpenVINO does not take the graph: {summary(error)}.",
+                hint="Write an .onnx, or a .pt2, which holds any operator.",
+            ) from error
+        if artefact.kernels:
+            graph = irgraphs.prefer_direct(graph, artefact.kernels)
+        irgraphs.write(graph, path, artefact.card.to_metadata())
+        del graph  # it reads its weights from the folder
+    run = irgraphs.runner(irgraphs.read(path))
+    check_same(artefact, as_module(artefact, run), "the graph in OpenVINO")
+    weights = path.with_suffix(irgraphs.WEIGHTS)
+    return {
+        "format": "openvino",
+        "kernels": list(artefact.kernels),
+        "weights_bytes": weights.stat().st_size,
+    }
+
+
 WRITERS: dict[str, Callable[[Artefact, Path], dict[str, Any]]] = {
     ".pt2": write_pt2,
     ".onnx": write_onnx,
+    ".xml": write_ir,
     ".safetensors": write_safetensors,
 }
 
@@ -209,21 +245,27 @@ def onnx_runner(artefact: Artefact, path: Path) -> nn.Module:
     Raises:
         JobFailed: onnxruntime does not take the file.
     """
-    import torch
     from fastvit_cli import onnxgraphs
-    from torch.utils import _pytree as pytree
 
     try:
         run = onnxgraphs.runner(onnxgraphs.open_session(path))
     except BadInput as error:
         raise JobFailed(str(error), hint="A .pt2 holds any operator.") from error
+    return as_module(artefact, run)
+
+
+def as_module(artefact: Artefact, run: Callable[..., list[Tensor]]) -> nn.Module:
+    """What runs a graph, as a module with the outputs of the artefact's model."""
+    import torch
+    from torch.utils import _pytree as pytree
+
     spec = artefact.program.call_spec.out_spec
 
-    class OnnxGraph(torch.nn.Module):
+    class Graph(torch.nn.Module):
         def forward(self, *inputs: Tensor) -> Any:
             return pytree.tree_unflatten(run(*inputs), spec)
 
-    return OnnxGraph().eval()
+    return Graph().eval()
 
 
 def onnx_can_run(dtype: str) -> bool:

@@ -33,7 +33,7 @@ fastvit fuse net.py:build --model-arg num_classes=10 --json -
 
 fastvit fuse fastvit_t8 --tune --threads 2 -o t8.pt2   [dim]# fastest plan here[/dim]
 
-fastvit fuse fastvit_t8 --tune --backend openvino -o t8.onnx
+fastvit fuse fastvit_t8 --tune --backend openvino -o t8.xml
 """
 
 DOORS = ("auto", "symbolic_trace", "export", "submodules")
@@ -53,7 +53,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="OUT",
-        help="File to write: .pt2, .onnx or .safetensors; repeatable.",
+        help="File to write: .pt2, .onnx, .xml (OpenVINO) or .safetensors; repeatable.",
     ),
 ]
 Report = Annotated[
@@ -74,7 +74,9 @@ NoVerify = Annotated[
 ]
 DynamicSize = Annotated[
     bool,
-    typer.Option("--dynamic-size", help="Dynamic height and width in .pt2 and .onnx."),
+    typer.Option(
+        "--dynamic-size", help="Dynamic height and width in .pt2, .onnx and .xml."
+    ),
 ]
 Tune = Annotated[
     bool,
@@ -173,7 +175,7 @@ def fuse(
     outputs, reports = artefacts.plan(output or [], report or [])
     artefacts.check_apart(
         [("--certificate", certificate), ("--json", json_target)]
-        + [("--output", path) for path in outputs]
+        + [("--output", it) for it in (*outputs, *artefacts.companions(outputs))]
         + [("--report", path) for path in reports]
     )
     job = Job(
@@ -278,24 +280,26 @@ def _write(
     Raises:
         JobFailed, BadInput: see `artefacts.write`.
     """
-    result = fused.result
+    result, card = fused.result, fused.card(loaded, job.capture)
     artefact = artefacts.Artefact(
         model=result.model,
         inputs=loaded.inputs,
-        card=fused.card(loaded, job.capture),
+        card=card,
         dynamic_batch=loaded.dynamic_batch,
         dynamic_size=job.dynamic_size,
+        kernels=tuple(card.tuning.get("kernels", ())),
     )
     proofs = [job.certificate] if job.certificate else []
-    with all_or_nothing([*job.outputs, *job.reports, *proofs]) as temporary:
-        for path, place in zip(job.outputs, temporary):
+    files = [*job.outputs, *artefacts.companions(job.outputs), *job.reports, *proofs]
+    with all_or_nothing(files) as temporary:
+        places = dict(zip(files, temporary))
+        for path in job.outputs:
             stage(f"write {path.name}")
-            document["outputs"].append(artefacts.write(artefact, path, place))
-        ends = len(job.outputs) + len(job.reports)
-        for place in temporary[ends:]:
+            document["outputs"].append(artefacts.write(artefact, path, places[path]))
+        for path in proofs:
             text = json.dumps(result.certificate, indent=1) + "\n"
-            place.write_text(text, encoding="utf-8")
-        for place in temporary[len(job.outputs) : ends]:
-            html = place.suffix == ".html"
+            places[path].write_text(text, encoding="utf-8")
+        for path in job.reports:
+            html = path.suffix == ".html"
             text = pages.fusion(document, result.report) if html else to_json(document)
-            place.write_text(text, encoding="utf-8")
+            places[path].write_text(text, encoding="utf-8")

@@ -92,6 +92,7 @@ def tune(job: Job, loaded: Loaded, stage: Stage) -> tuner.Tuned:
         job.capture,
         dynamic_batch=dynamic,
         in_order=job.certificate is not None,
+        kernels=not job.outputs or any(it.suffix == ".xml" for it in job.outputs),
     )
     try:
         return tuner.tune(task, stage)

@@ -1,9 +1,12 @@
-"""Plans for a runtime that takes an ONNX graph: what is free there are forms of convs.
+"""Plans for a runtime that takes a graph: what is free there are forms of convs.
 
 Such a runtime lays out weights, writes in place and merges ops as it likes, and to
 export and load every op of a model would take longer than it can gain. So regions are
 those of the default plan, and forms of convs are timed: all are exported as one graph,
 which is cut apart, because exporting has a price of its own that is paid once.
+
+OpenVINO can also be told which kernels to run convs with (`irgraphs`); every mix of
+kinds of convs is tried on the plan that has the best forms.
 """
 
 from __future__ import annotations
@@ -11,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import plans
+from fastvit_cli import irgraphs, plans
 from fastvit_cli.backends import BACKENDS, Subject
 from fastvit_cli.card import Card
 from fastvit_cli.errors import summary
-from fastvit_cli.plans import PLAIN, Candidates, Stage, Task
+from fastvit_cli.plans import PLAIN, Candidates, Plan, Stage, Task
 
 if TYPE_CHECKING:
     from fastvit_cli.measured import Call, OpTimes
@@ -78,6 +82,22 @@ def candidates(task: Task, times: OpTimes, stage: Stage) -> Candidates:
         words, tuning = (plans.counted(forms),), rc.Tuning(forms=forms)
         found.add(plans.make(task, words, tuning, forms=rows))
     return found
+
+
+def in_kernels(task: Task, plan: Plan) -> list[Plan]:
+    """The plan with each mix of kinds of its convs in OpenVINO's direct kernels."""
+    assert task.exports is not None
+    file = task.exports.files[plans.signature(plan)]  # it has been run
+    kinds = irgraphs.kinds_in(irgraphs.core().read_model(file))
+    return [
+        replace(plan, kernels=mix, words=(*plan.words, _in_words(mix)))
+        for count in range(1, len(kinds) + 1)
+        for mix in combinations(kinds, count)
+    ]
+
+
+def _in_words(kinds: tuple[str, ...]) -> str:
+    return f"{' and '.join(kinds)} convs in direct kernels"
 
 
 def _rows(task: Task, found: Candidates, times: OpTimes) -> dict[str, Row]:

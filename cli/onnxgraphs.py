@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli.builders import DEFAULT_SIZE, ModelOptions, refuse_factory_options
+from fastvit_cli import graphfiles
 from fastvit_cli.card import Card
 from fastvit_cli.errors import BadInput, summary
 
 if TYPE_CHECKING:
     import torch
+    from fastvit_cli.builders import ModelOptions
     from torch import Tensor
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -27,67 +27,21 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class OnnxGraph:
-    """A graph in a session, its card if this project wrote it, and example inputs.
-
-    Attributes:
-        run: from tensors to the list of output tensors, on the device of the first.
-        declared: the sizes of each input, None where an axis is free.
-    """
-
-    run: Callable[..., list[Tensor]]
-    card: Card
-    recorded: Card | None
-    inputs: tuple[Tensor, ...]
-    dynamic_batch: bool
-    declared: tuple[tuple[int | None, ...], ...]
-    notes: tuple[str, ...] = ()
-
-
-def load(text: str, options: ModelOptions) -> OnnxGraph:
+def load(text: str, options: ModelOptions) -> graphfiles.GraphFile:
     """The graph in a file, ready to run.
 
     Raises:
         BadInput: there is no such file, onnxruntime does not take it, or an option asks
             for what a graph cannot do.
     """
-    refuse_factory_options(text, options)
-    if not Path(text).is_file():
-        raise BadInput(f"there is no file {text}.", hint="Check the path.")
+    graphfiles.check_file(text, options)
     session = open_session(text, options.device)
-    if not session.get_inputs():
-        raise BadInput(
-            f"{text} takes no input: it is a constant, not a model.",
-            hint="Export it with an example input.",
-        )
-    dtypes = [_dtype(text, value) for value in session.get_inputs()]
-    own = str(dtypes[0]).removeprefix("torch.")
-    if options.dtype not in (None, own):
-        raise BadInput(
-            f"{text} is an ONNX graph in {own}, and cannot be cast.",
-            hint="Export it in the other dtype, or leave --dtype out.",
-        )
-    recorded = _recorded(session)
-    shapes = [list(value.shape) for value in session.get_inputs()]
-    inputs, assumed = _inputs(shapes, dtypes, recorded, options)
-    card = recorded or Card(
-        source=text,
-        preprocessing={"input_size": list(inputs[0].shape[1:])},
-        weights={"origin": "program"},
-    )
-    note = f"{text} does not say its input size: {assumed} is assumed (--input-size)."
-    return OnnxGraph(
-        run=runner(session),
-        card=card,
-        recorded=recorded,
-        inputs=tuple(value.to(options.device) for value in inputs),
-        dynamic_batch=all(not _fixed(shape[:1]) for shape in shapes),
-        declared=tuple(
-            tuple(side if _fixed([side]) else None for side in shape)
-            for shape in shapes
-        ),
-        notes=(note,) if assumed else (),
+    values = [
+        graphfiles.Value(list(value.shape), _dtype(text, value))
+        for value in session.get_inputs()
+    ]
+    return graphfiles.described(
+        text, "onnx", options, values, _recorded(session), runner(session)
     )
 
 
@@ -162,32 +116,3 @@ def _recorded(session: Any) -> Card | None:
         return Card.from_metadata(session.get_modelmeta().custom_metadata_map)
     except ValueError:  # another program's file
         return None
-
-
-def _fixed(sizes: Sequence[Any]) -> bool:
-    return all(isinstance(size, int) and size > 0 for size in sizes)
-
-
-def _inputs(
-    shapes: list[list[Any]],
-    dtypes: list[Any],
-    recorded: Card | None,
-    options: ModelOptions,
-) -> tuple[list[Tensor], str]:
-    """Example inputs of batch 1 where it is free, and the size if it is a guess."""
-    import torch
-
-    generator = torch.Generator().manual_seed(options.seed)
-    size, assumed = options.input_size, ""
-    if size is None and recorded is not None:
-        size = recorded.input_size
-    if size is None and not _fixed(shapes[0][1:]):
-        size, assumed = DEFAULT_SIZE, "x".join(map(str, DEFAULT_SIZE))
-    inputs: list[Tensor] = []
-    for index, (shape, dtype) in enumerate(zip(shapes, dtypes)):
-        sides = [side if _fixed([side]) else 1 for side in shape]
-        if index == 0 and size is not None:
-            sides = [sides[0], *size]
-        noise = torch.randn(sides, generator=generator)
-        inputs.append(noise.to(dtype))
-    return inputs, assumed

@@ -63,9 +63,12 @@ class Origin:
 def trace(reference: Runner, candidate: Runner) -> Origin | None:
     """The candidate beside its twin; None where none can be made.
 
-    Needs a reference that torch can read, and one dtype.
+    Needs a reference that torch can read, one dtype, and a candidate whose ops have
+    names that are known: OpenVINO takes them apart into its own.
     """
     if reference.model is None or reference.dtype != candidate.dtype:
+        return None
+    if candidate.form == "ir":
         return None
     best: tuple[Twin, Beside] | None = None
     for twin in _twins(reference, candidate):

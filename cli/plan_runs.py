@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Runs:
             return backends.plain(plan.module, inputs, self.task.setting.device)
         assert self.task.exports is not None
         told = (plans.signature(plan), plan.module, self.task.inputs, self.task)
-        subject = self.task.exports.subject(*told)
+        subject = replace(self.task.exports.subject(*told), kernels=plan.kernels)
         run = backends.BACKENDS[self.task.setting.backend].prepare(subject, inputs)
         found = cells.flat(run())
         if plan is self.default:

@@ -41,6 +41,8 @@ class Task:
         dynamic_batch: whether the model takes any number of samples.
         exports: ONNX files of the model's plans, for who tunes it more than once.
         in_order: whether every value keeps the order of its channels.
+        kernels: whether what is written can say which kernels run it: a file of
+            OpenVINO's own can, an ONNX graph cannot.
     """
 
     model: Any
@@ -52,6 +54,7 @@ class Task:
     dynamic_batch: bool = True
     exports: Exports | None = None
     in_order: bool = False
+    kernels: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Plan:
         words: what it does otherwise than the default, for people.
         regions: what is merged, by place and kind.
         costs: microseconds that the choice of regions went by; empty if nominal.
+        kernels: kinds of convs that the runtime runs in its direct kernels.
     """
 
     words: tuple[str, ...]
@@ -70,6 +74,7 @@ class Plan:
     regions: frozenset[str]
     forms: dict[str, dict[str, float]] = field(default_factory=dict[str, Any])
     costs: dict[str, float] = field(default_factory=dict[str, float])
+    kernels: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

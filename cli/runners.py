@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import onnxgraphs, sources
+from fastvit_cli import graphfiles, irgraphs, onnxgraphs, sources
 from fastvit_cli.builders import ModelOptions
 from fastvit_cli.card import Card
 from fastvit_cli.errors import BadInput, summary
@@ -31,7 +31,7 @@ class Runner:
 
     Attributes:
         name: MODEL as it was given.
-        form: `module`, `program` (torch.export) or `onnx`.
+        form: `module`, `program` (torch.export), `onnx` or `ir` (OpenVINO).
         card: name, input size, preprocessing, class names and train or fused form.
         recorded: the card inside a file of this project; None for everything else.
         declared: for each input its sizes, None where an axis is free; None for a
@@ -39,8 +39,8 @@ class Runner:
         captured: the same for a graph that `torch.export` captured as a module: it may
             run at other sizes too, but need not.
         inputs: example inputs, of batch 1 where the batch is free.
-        model: the module or program itself; None for ONNX.
-        file: where an ONNX graph was read from.
+        model: the module or program itself; None for a graph that only runs.
+        file: where such a graph was read from.
         call: runs it and gives what it returns; use the runner itself instead.
     """
 
@@ -62,7 +62,7 @@ class Runner:
     def __call__(self, *inputs: Tensor) -> Any:
         """What the model returns, without gradients.
 
-        An ONNX graph returns one tensor, or a tuple where it has several outputs.
+        A graph of a runtime returns one tensor, or a tuple where it has several.
         """
         import torch
 
@@ -88,7 +88,8 @@ class Runner:
     def in_dtype(self, dtype: torch.dtype) -> Runner | None:
         """A copy that computes in another dtype; None where that cannot be run.
 
-        onnxruntime has no convolution in float64, and a model may fix its own dtype.
+        onnxruntime has no convolution in float64, OpenVINO computes in float32, and a
+        model may fix its own dtype.
         """
         if self.model is None:
             return None
@@ -115,8 +116,9 @@ def load(text: str, options: ModelOptions) -> Runner:
         BadInput: the text, an option or a file is at fault.
     """
     bare, options = sources.split_weights(text, options)
-    if sources.classify(bare) == "onnx":
-        return _onnx(bare, options)
+    form = sources.classify(bare)
+    if form in READERS:
+        return _graph(form, bare, options)
     return of(sources.load(bare, options), name=text)
 
 
@@ -199,9 +201,13 @@ def _sizes(values: list[Any]) -> Sizes:
     )
 
 
-def _onnx(text: str, options: ModelOptions) -> Runner:
+READERS = {"onnx": onnxgraphs.load, "ir": irgraphs.load}
+assert READERS.keys() == graphfiles.KINDS.keys()
+
+
+def _graph(form: str, text: str, options: ModelOptions) -> Runner:
     sources.check_device(options.device)
-    graph = onnxgraphs.load(text, options)
+    graph = READERS[form](text, options)
 
     def call(*inputs: Tensor) -> Any:
         outputs = graph.run(*inputs)
@@ -209,7 +215,7 @@ def _onnx(text: str, options: ModelOptions) -> Runner:
 
     made = Runner(
         name=text,
-        form="onnx",
+        form=form,
         card=sources.sized(graph.card, graph.inputs),
         recorded=graph.recorded,
         inputs=graph.inputs,
@@ -224,7 +230,7 @@ def _onnx(text: str, options: ModelOptions) -> Runner:
     )
     try:
         made(*made.inputs)
-    except Exception as error:  # onnxruntime's exceptions have no common base
+    except Exception as error:  # a runtime's exceptions have no common base
         size = "x".join(str(side) for side in made.card.input_size)
         raise BadInput(
             f"{text} cannot take an input of {size} in {made.dtype}: {summary(error)}.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import catalogue, programs
+from fastvit_cli import catalogue, graphfiles, programs
 from fastvit_cli.builders import (
     BUILDERS,
     Built,
@@ -97,7 +97,7 @@ def split_weights(text: str, options: ModelOptions) -> tuple[str, ModelOptions]:
 
 
 def classify(text: str) -> str:
-    """Which form a text is: a row of the builders' table, `artefact` or `onnx`.
+    """Which form a text is: a row of the builders' table, `artefact`, `onnx` or `ir`.
 
     Raises:
         BadInput: it is none of them.
@@ -113,6 +113,8 @@ def classify(text: str) -> str:
         return "artefact"
     if suffix == ".onnx":
         return "onnx"
+    if suffix == ".xml":
+        return "ir"
     if ":" in text:
         return "factory"
     if text in catalogue.fastvit_names():
@@ -130,19 +132,19 @@ def classify(text: str) -> str:
     raise unknown(text)
 
 
-def _only_runs(text: str) -> BadInput:
+def _only_runs(form: str, text: str) -> BadInput:
     if not Path(text).is_file():
         return BadInput(f"there is no file {text}.", hint="Check the path.")
     return BadInput(
-        f"{text} is an ONNX graph, which can be run but not rewritten: the compiler "
-        "works on PyTorch graphs.",
+        f"{text} is {graphfiles.KINDS[form]}, which can be run but not rewritten: the "
+        "compiler works on PyTorch graphs.",
         hint="Give the PyTorch model it was exported from, or a .pt2 of it.",
     )
 
 
 def _build(form: str, text: str, options: ModelOptions) -> Built:
-    if form == "onnx":
-        raise _only_runs(text)
+    if form in graphfiles.KINDS:
+        raise _only_runs(form, text)
     if form != "artefact":
         return BUILDERS[form](text, options)
     return _from_artefact(text, options)

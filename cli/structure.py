@@ -15,12 +15,12 @@ from fastvit_cli.runners import cast
 def other_structure(models: Pair, case: Case, limit: float) -> str:
     """How what the two return is put together differently, tensors aside.
 
-    ONNX graphs return a flat list whatever they were exported from.
+    Graphs of a runtime return a flat list whatever they were exported from.
     """
     import torch
 
     pair = (models.own, models.candidate)
-    if any(model.form == "onnx" or not model.takes(case.inputs) for model in pair):
+    if any(model.model is None or not model.takes(case.inputs) for model in pair):
         return ""
     found: list[Any] = []
     for model in pair:

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import backends, cells, macs, onnxmacs, runners, tune_view, tuner
+from fastvit_cli import (
+    backends,
+    cells,
+    irmacs,
+    macs,
+    onnxmacs,
+    runners,
+    tune_view,
+    tuner,
+)
 from fastvit_cli.backends import TUNED_IN
 from fastvit_cli.errors import BadInput, JobFailed, Stop, summary
 from fastvit_cli.measured import Setting
@@ -18,6 +27,9 @@ from fastvit_cli.plans import Task
 
 if TYPE_CHECKING:
     from fastvit_cli.profile import Job
+
+# By form, what counts a graph that only runs.
+COUNTS = {"onnx": onnxmacs.counts, "ir": irmacs.counts}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
     runner = runners.load(text, job.options)
     card = runner.recorded or runner.card
     as_loaded = "fused" if card.form == "fused" else "train"
-    if runner.form == "onnx" and runner.recorded is None:
+    if runner.form in COUNTS and runner.recorded is None:
         as_loaded = "as given"
     model = runner.model if runner.form == "module" else runner.call
     forms = {as_loaded: model if runner.model is not None else None}
@@ -83,7 +95,10 @@ def prepare(text: str, job: Job, scratch: Path, stage: Callable[[str], None]) ->
         reference=runner.in_dtype(torch.float64),
         backends=job.backends,
         dtypes=job.dtypes or (runner.dtype,),
-        plans={backend: make(form) for backend, form in own.items()},
+        plans={
+            backend: replace(make(form), kernels=tuned[backend].kernels)
+            for backend, form in own.items()
+        },
     )
     if grid.reference is None:
         notes.append(f"{text}: no float64 reference, so that no form is advised")
@@ -192,8 +207,8 @@ def _counts(subject: cells.Subject, runner: runners.Runner) -> dict[str, Any]:
     """Parameters, MACs and ops of one forward pass of batch 1."""
     from repcompiler.counting import count, first_samples
 
-    if runner.form == "onnx":
-        return onnxmacs.counts(runner.file, runner.inputs)
+    if runner.form in COUNTS:
+        return COUNTS[runner.form](runner.file, runner.inputs)
     if subject.model is None:
         return {"params": None, "macs": None, "ops": None}
     params = sum(p.numel() for p in subject.model.parameters())

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import sources
+from fastvit_cli import graphfiles, sources
 from fastvit_cli.builders import BUILDERS, Built, ModelOptions
 from fastvit_cli.card import Card
 from fastvit_cli.errors import BadInput, summary
@@ -89,8 +89,8 @@ def _source(text: str, options: ModelOptions) -> tuple[str, ModelOptions, Card |
         BadInput: a form that has no factory, or that is fused.
     """
     form = sources.classify(text)
-    if form in ("program", "onnx"):
-        what = "an exported program" if form == "program" else "an ONNX graph"
+    if form == "program" or form in graphfiles.KINDS:
+        what = graphfiles.KINDS.get(form, "an exported program")
         raise BadInput(
             f"{text} is {what}, which cannot be trained.",
             hint="Name the model that it was made from.",

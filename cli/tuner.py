@@ -2,7 +2,8 @@
 
 Four things are free in eager torch: which regions are merged, in which form each conv
 is written, whether weights lie channels last, and whether ops overwrite what nobody
-else reads; in other runtimes it is the forms of convs (`onnx_plans`).
+else reads; in other runtimes it is the forms of convs, and in OpenVINO the kernels that
+run them (`onnx_plans`).
 Single ops are timed (`measured`) and make a few plans; these are timed as whole models
 against the default plan. The fastest is timed once more, with writes in place and
 without, beside the default twice over, and is kept only if it is faster than the
@@ -33,6 +34,8 @@ LEAST_GAIN = 0.02  # of the whole: what is less is noise, however quiet the mach
 SURE = 2.0  # standard errors
 FASTER_ROUNDS = 0.75  # of the rounds that a plan has to win
 ROUNDS = (4, 9)  # at least: of the choice, of the confirmation
+NEAR = (1.05, 2)  # times the best plan, and how many, whose kernels are tried
+SILENT = "only an .xml says which kernels OpenVINO is to run, and none is written"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class Tuned:
         return self.plan.tuning if self.plan else None
 
     @property
+    def kernels(self) -> tuple[str, ...]:
+        """Kinds of convs that OpenVINO is told to run in its direct kernels."""
+        return self.plan.kernels if self.plan else ()
+
+    @property
     def card(self) -> dict[str, Any]:
         """What a file needs to be read back: see `from_card`."""
         if self.plan is None:
@@ -59,6 +67,7 @@ class Tuned:
             "forms": dict(tuning.forms),
             "channels_last": tuning.channels_last,
             "in_place": tuning.in_place,
+            **({"kernels": list(self.kernels)} if self.kernels else {}),
         }
 
 
@@ -101,6 +110,8 @@ def tune(task: Task, stage: Stage) -> Tuned:
             left_out = found.left_out
         finally:
             times.save()
+    if task.setting.backend == "openvino" and not task.kernels:
+        left_out = {**left_out, "direct kernels": SILENT}
     document |= {"plans": document.get("plans", []), **times.counts}
     document["left_out"] = [{"plan": p, "why": why} for p, why in left_out.items()]
     document["seconds"] = time.perf_counter() - start
@@ -119,6 +130,9 @@ def _chosen(
     runs = Runs(task, found.default)
     stage("time plans")
     best, ratios = _fastest(runs, found.others)
+    if best is not None and task.setting.backend == "openvino" and task.kernels:
+        stage("time kernels")
+        best = _in_best_kernels(runs, best, found.others, ratios)
     finals = [] if best is None else _finalists(runs, best)
     found.left_out |= runs.refused
     if best is None:
@@ -163,6 +177,28 @@ def _fastest(runs: Runs, others: list[Plan]) -> tuple[Plan | None, dict[str, flo
     ratios = {name: timing.ratio(rounds[name], rounds[default.name]) for name in calls}
     ran = [plan for plan in (default, *others) if plan.name in ratios]
     return min(ran, key=lambda plan: ratios[plan.name]), ratios
+
+
+def _in_best_kernels(
+    runs: Runs, best: Plan, others: list[Plan], ratios: dict[str, float]
+) -> Plan:
+    """The fastest of the plans near the best, in any kernels.
+
+    With other kernels another plan may be the fastest: those for blocks of channels
+    have no cheap way to interleave them. `ratios` gets what was timed.
+    """
+    if best.name not in runs.of((best,)):
+        return best
+    limit = NEAR[0] * ratios.get(best.name, 1.0)
+    near = [p for p in (runs.default, *others) if ratios.get(p.name, math.inf) <= limit]
+    near = sorted(near, key=lambda plan: ratios[plan.name])[: NEAR[1]] or [best]
+    told = [it for plan in near for it in onnx_plans.in_kernels(runs.task, plan)]
+    if not told:
+        return best
+    again = [plan for plan in near if plan is not runs.default]
+    fastest, found = _fastest(runs, [*again, *told])
+    ratios |= {**found, **ratios}
+    return fastest or best
 
 
 def _finalists(runs: Runs, best: Plan) -> list[Plan]:
@@ -239,6 +275,7 @@ def _plan_facts(plan: Plan, default: Plan) -> dict[str, Any]:
         "name": plan.name,
         "layout": LAYOUTS[plan.tuning.channels_last],
         "in_place": plan.tuning.in_place,
+        "kernels": list(plan.kernels),
         "forms": [
             {"name": name, "form": form, "microseconds": plan.forms[name]}
             for name, form in plan.tuning.forms.items()

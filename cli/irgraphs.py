@@ -1,0 +1,242 @@
+"""OpenVINO's own format (IR): a graph in .xml, its weights in the .bin beside it.
+
+It says what ONNX cannot: which kernel of oneDNN the runtime is to try first for an op.
+By default OpenVINO runs convs with BRGEMM kernels, on channels last; the direct ones,
+on blocks of channels, take 0.6 to 1.3 of their time, by kind of conv and processor.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastvit_cli import graphfiles
+from fastvit_cli.card import Card
+from fastvit_cli.errors import BadInput, summary
+
+if TYPE_CHECKING:
+    import torch
+    from fastvit_cli.builders import ModelOptions
+    from torch import Tensor
+
+SUFFIX = ".xml"
+WEIGHTS = ".bin"
+CARD = ["fastvit_repcompiler", "card"]  # where a file's rt_info holds it
+KINDS = ("depthwise", "pointwise", "dense")
+# The attribute of an op that OpenVINO tries kernels by, and oneDNN's direct convs in
+# it, of any x86 processor: those that it does not have are passed over.
+PRIORITY = "PrimitivesPriority"
+DIRECT = ",".join(
+    f"cpu:jit_{isa}{kind}" for isa in ("avx512", "avx2") for kind in ("_dw", "_1x1", "")
+)
+CONVS = ("Convolution", "GroupConvolution")
+# OpenVINO's names of element types, and torch's.
+DTYPES = {
+    "f32": "float32",
+    "f64": "float64",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "boolean": "bool",
+    "u8": "uint8",
+    **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+}
+MISSING = "pip install openvino"
+
+
+# ---- the runtime -------------------------------------------------------------------
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's entrance, one for the life of the process.
+
+    With its first use of the CPU each `Core` gives the thread another stack for
+    signals, and frees that with itself. Of two that live at once the later one puts
+    back what the earlier one has freed: the next signal ends the process without a
+    word.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
+def request(model: Any, dtype: str, threads: int) -> Any:
+    """What infers with a graph on the CPU, in float32 or bfloat16."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    return core().compile_model(model, "CPU", settings).create_infer_request()
+
+
+# ---- kernels -----------------------------------------------------------------------
+
+
+def kinds_in(graph: Any) -> tuple[str, ...]:
+    """Of which kinds of convs a graph has any that direct kernels may run here."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ()  # oneDNN has them for x86
+    found = {kind_of(op) for op in graph.get_ops()}
+    return tuple(kind for kind in KINDS if kind in found)
+
+
+def kind_of(op: Any) -> str:
+    """What a conv of images is; empty for another op, and for one in groups.
+
+    A conv in groups that is not depthwise has no direct kernel: the runtime would take
+    ten times as long for it.
+    """
+    if op.get_type_name() not in CONVS or len(weight_of(op)) != 5:
+        return ""
+    groups, out, own, *kernel = weight_of(op)
+    if groups > 1:
+        return "depthwise" if out == own == 1 else ""
+    return "pointwise" if kernel == [1, 1] else "dense"
+
+
+def weight_of(op: Any) -> tuple[int, ...]:
+    """(groups, channels out and in of one group, sides of the kernel) of a conv."""
+    sizes = tuple(op.input(1).get_shape())
+    return sizes if op.get_type_name() == "GroupConvolution" else (1, *sizes)
+
+
+def prefer_direct(graph: Any, kinds: Iterable[str]) -> Any:
+    """A graph whose convs of some kinds ask for direct kernels.
+
+    OpenVINO takes that from a file only, so that the graph goes through one.
+    """
+    for op in graph.get_ops():
+        if kind_of(op) in kinds:
+            op.get_rt_info()[PRIORITY] = DIRECT
+    with tempfile.TemporaryDirectory(
+        prefix="fastvit-ir-", ignore_cleanup_errors=True
+    ) as folder:
+        path = Path(folder) / f"graph{SUFFIX}"
+        _write(graph, path)
+        return core().read_model(path)
+
+
+# ---- files -------------------------------------------------------------------------
+
+
+def write(graph: Any, path: Path, metadata: dict[str, str]) -> None:
+    """The .xml, and beside it the .bin, with a card."""
+    graph.set_rt_info(json.dumps(metadata), CARD)
+    _write(graph, path)
+
+
+def _write(graph: Any, path: Path) -> None:
+    import openvino as ov
+
+    ov.save_model(graph, path, compress_to_fp16=False)
+
+
+def load(text: str, options: ModelOptions) -> graphfiles.GraphFile:
+    """The graph in a file, ready to run.
+
+    Raises:
+        BadInput: there is no such file, OpenVINO is missing or does not take it, or an
+            option asks for what a graph cannot do.
+    """
+    import torch
+
+    graphfiles.check_file(text, options)
+    graph = read(text)
+    if torch.device(options.device).type != "cpu":
+        raise BadInput(
+            f"{text}: OpenVINO graphs are run on the CPU, not on --device "
+            f"{options.device}.",
+            hint="Use --device cpu.",
+        )
+    values = [
+        graphfiles.Value(_sizes(value), _dtype(text, value)) for value in graph.inputs
+    ]
+    run = runner(graph)
+    return graphfiles.described(text, "ir", options, values, _recorded(graph), run)
+
+
+def read(path: str | Path) -> Any:
+    """The graph in a file.
+
+    Raises:
+        BadInput: OpenVINO is missing, or does not take the file.
+    """
+    try:
+        entrance = core()
+    except ImportError as error:
+        raise BadInput(
+            f"{path} is an OpenVINO graph, which OpenVINO runs; it is not installed.",
+            hint=MISSING,
+        ) from error
+    weights = Path(path).with_suffix(WEIGHTS)
+    if not weights.is_file():
+        raise BadInput(
+            f"{path} has its weights in {weights.name}, which is not beside it.",
+            hint="Move the two together.",
+        )
+    try:
+        return entrance.read_model(str(path))
+    except RuntimeError as error:
+        raise BadInput(
+            f"OpenVINO does not take {path}: {_reason(error)}.",
+            hint="Check that it and its .bin are whole, or give an .onnx.",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The end of OpenVINO's message: the rest says where it was thrown."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        summary(RuntimeError(lines[-1] if lines else ""))
+        .removeprefix("RuntimeError: ")
+        .rstrip(".!")
+    )
+
+
+def runner(graph: Any) -> Callable[..., list[Tensor]]:
+    """A graph as a function from tensors to the list of output tensors."""
+    import torch
+
+    made = request(graph, "float32", torch.get_num_threads())
+    count = len(graph.inputs)
+
+    def run(*inputs: Tensor) -> list[Tensor]:
+        if len(inputs) != count:
+            raise ValueError(f"it takes {count} inputs, not {len(inputs)}")
+        made.infer([value.detach().contiguous().numpy() for value in inputs])
+        # A copy each: the next call writes to the same memory.
+        return [torch.from_numpy(it.data.copy()) for it in made.output_tensors]
+
+    return run
+
+
+def _sizes(value: Any) -> list[int | None]:
+    shape = value.get_partial_shape()
+    if shape.rank.is_dynamic:
+        return []
+    return [None if side.is_dynamic else side.get_length() for side in shape]
+
+
+def _dtype(text: str, value: Any) -> torch.dtype:
+    import torch
+
+    name = value.get_element_type().get_type_name()
+    if name not in DTYPES:
+        raise BadInput(
+            f"{text}: an input is of type {name}, not a tensor of numbers.",
+            hint="Graphs that take tensors can be run.",
+        )
+    return getattr(torch, DTYPES[name])
+
+
+def _recorded(graph: Any) -> Card | None:
+    try:
+        return Card.from_metadata(json.loads(graph.get_rt_info(CARD).value))
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        return None  # another program's file
