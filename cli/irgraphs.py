@@ -58,11 +58,14 @@ def core() -> Any:
     With its first use of the CPU each `Core` gives the thread another stack for
     signals, and frees that with itself. Of two that live at once the later one puts
     back what the earlier one has freed: the next signal ends the process without a
-    word.
+    word. Weights are read, not mapped: whoever writes to a mapped file changes, or
+    ends, what runs from it.
     """
     import openvino as ov
 
-    return ov.Core()
+    made = ov.Core()
+    made.set_property({"ENABLE_MMAP": False})
+    return made
 
 
 def request(model: Any, dtype: str, threads: int) -> Any:
@@ -155,7 +158,8 @@ def load(text: str, options: ModelOptions) -> graphfiles.GraphFile:
             hint="Use --device cpu.",
         )
     values = [
-        graphfiles.Value(_sizes(value), _dtype(text, value)) for value in graph.inputs
+        graphfiles.Value(_sizes(value) or [], _dtype(text, value))
+        for value in graph.inputs
     ]
     run = runner(graph)
     return graphfiles.described(text, "ir", options, values, _recorded(graph), run)
@@ -200,15 +204,21 @@ def _reason(error: Exception) -> str:
 
 
 def runner(graph: Any) -> Callable[..., list[Tensor]]:
-    """A graph as a function from tensors to the list of output tensors."""
+    """A graph as a function from tensors to the list of output tensors.
+
+    It raises `ValueError` for inputs of other sizes or dtypes than the graph declares:
+    OpenVINO does not always look, and then reads and writes where it must not.
+    """
     import torch
 
     made = request(graph, "float32", torch.get_num_threads())
-    count = len(graph.inputs)
+    declared = [(_sizes(value), _dtype("it", value)) for value in graph.inputs]
 
     def run(*inputs: Tensor) -> list[Tensor]:
-        if len(inputs) != count:
-            raise ValueError(f"it takes {count} inputs, not {len(inputs)}")
+        if len(inputs) != len(declared):
+            raise ValueError(f"it takes {len(declared)} inputs, not {len(inputs)}")
+        for value, (sizes, dtype) in zip(inputs, declared):
+            _check(value, sizes, dtype)
         made.infer([value.detach().contiguous().numpy() for value in inputs])
         # A copy each: the next call writes to the same memory.
         return [torch.from_numpy(it.data.copy()) for it in made.output_tensors]
@@ -216,10 +226,22 @@ def runner(graph: Any) -> Callable[..., list[Tensor]]:
     return run
 
 
-def _sizes(value: Any) -> list[int | None]:
+def _check(value: Tensor, sizes: list[int | None] | None, dtype: torch.dtype) -> None:
+    fits = sizes is None or (
+        len(sizes) == value.dim()
+        and all(own in (None, size) for own, size in zip(sizes, value.shape))
+    )
+    if not fits or value.dtype != dtype:
+        wanted = "any" if sizes is None else "x".join(str(it or "?") for it in sizes)
+        shape = "x".join(map(str, value.shape))
+        raise ValueError(f"it takes {wanted} in {dtype}, not {shape} in {value.dtype}")
+
+
+def _sizes(value: Any) -> list[int | None] | None:
+    """The sizes of an input, None where an axis is free; None for any rank."""
     shape = value.get_partial_shape()
     if shape.rank.is_dynamic:
-        return []
+        return None
     return [None if side.is_dynamic else side.get_length() for side in shape]
 
 

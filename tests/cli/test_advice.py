@@ -46,6 +46,17 @@ def test_the_fastest_equal_form_is_advised_with_its_command():
     assert "as exact as bfloat16 allows" in low.sentence
 
 
+def test_what_is_advised_is_a_file_that_says_the_kernels():
+    rows = [
+        made("train", 10.0, 1.0),
+        made("tuned", 2.0, 1.0, backend="openvino", kernels=("dense",)),
+    ]
+    (advised,) = advice.advise(rows, {"tuned": ["--tune"]})
+    words = "fastvit fuse net -o net-tuned.xml --tune --backend openvino"
+    assert advised.command == words
+    assert "'net-tuned.xml'" in advised.usage
+
+
 @pytest.mark.parametrize(
     ("backend", "dtype", "usage"),
     [
