@@ -59,6 +59,7 @@ def subjects(options: argparse.Namespace, scratch: Path) -> dict[str, Subject]:
         "timm": reparameterize_model(copy.deepcopy(model)).eval(),
         "fused": repcompiler.fuse(model, (x,)).model,
     }
+    kernels: dict[str, tuple[str, ...]] = {}
     for home in [name for name in TUNED_IN if not BACKENDS[name].lacks()]:
         setting = Setting("cpu", "float32", options.threads, options.batch, home)
         tuned = tuner.tune(Task(model, (x,), setting), lambda _: None)
@@ -66,9 +67,13 @@ def subjects(options: argparse.Namespace, scratch: Path) -> dict[str, Subject]:
             print(f"tuned for {home}: {tuned.plan.name}")
             fused = repcompiler.fuse(model, (x,), tuning=tuned.tuning).model
             forms[tuned_key(home)] = fused
+            kernels[tuned_key(home)] = tuned.kernels
     make = functools.partial(Subject, inputs=(x,), card=card, dtype="float32")
     more = {"device": "cpu", "threads": options.threads, "scratch": scratch}
-    return {name: make(form, **more) for name, form in forms.items()}
+    return {
+        name: make(form, kernels=kernels.get(name, ()), **more)
+        for name, form in forms.items()
+    }
 
 
 def tuned_key(backend: str) -> str:

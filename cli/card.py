@@ -102,7 +102,9 @@ def _tuning(text: str) -> dict[str, Any]:
     found = json.loads(text)
     if isinstance(found, dict):
         costs, forms = (found.get(key, {}) for key in ("costs", "forms"))
-        if _is_table(costs, (int, float)) and _is_table(forms, (str,)):
+        kernels = found.get("kernels", [])
+        named = isinstance(kernels, list) and all(type(it) is str for it in kernels)
+        if named and _is_table(costs, (int, float)) and _is_table(forms, (str,)):
             return found
     raise ValueError("its tuning is damaged")
 

@@ -220,7 +220,6 @@ def write_ir(artefact: Artefact, path: Path) -> dict[str, Any]:
         if artefact.kernels:
             graph = irgraphs.prefer_direct(graph, artefact.kernels)
         irgraphs.write(graph, path, artefact.card.to_metadata())
-        del graph  # it reads its weights from the folder
     run = irgraphs.runner(irgraphs.read(path))
     check_same(artefact, as_module(artefact, run), "the graph in OpenVINO")
     weights = path.with_suffix(irgraphs.WEIGHTS)

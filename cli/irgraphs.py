@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastvit_cli import graphfiles
 from fastvit_cli.card import Card
-from fastvit_cli.errors import BadInput, summary
+from fastvit_cli.errors import BadInput, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -95,18 +95,25 @@ def kind_of(op: Any) -> str:
     A conv in groups that is not depthwise has no direct kernel: the runtime would take
     ten times as long for it.
     """
-    if op.get_type_name() not in CONVS or len(weight_of(op)) != 5:
+    sizes = weight_of(op)
+    if len(sizes) != 5:
         return ""
-    groups, out, own, *kernel = weight_of(op)
+    groups, out, own, *kernel = sizes
     if groups > 1:
         return "depthwise" if out == own == 1 else ""
     return "pointwise" if kernel == [1, 1] else "dense"
 
 
 def weight_of(op: Any) -> tuple[int, ...]:
-    """(groups, channels out and in of one group, sides of the kernel) of a conv."""
+    """(groups, channels out and in of one group, sides of the kernel) of a conv.
+
+    Empty for another op, and for a conv whose weight has no size before it is run.
+    """
+    name = op.get_type_name()
+    if name not in CONVS or op.input(1).get_partial_shape().is_dynamic:
+        return ()
     sizes = tuple(op.input(1).get_shape())
-    return sizes if op.get_type_name() == "GroupConvolution" else (1, *sizes)
+    return sizes if name == "GroupConvolution" else (1, *sizes)
 
 
 def prefer_direct(graph: Any, kinds: Iterable[str]) -> Any:
@@ -161,7 +168,10 @@ def load(text: str, options: ModelOptions) -> graphfiles.GraphFile:
         graphfiles.Value(_sizes(value) or [], _dtype(text, value))
         for value in graph.inputs
     ]
-    run = runner(graph)
+    try:
+        run = runner(graph)
+    except RuntimeError as error:
+        raise _refused(text, error) from error
     return graphfiles.described(text, "ir", options, values, _recorded(graph), run)
 
 
@@ -187,19 +197,16 @@ def read(path: str | Path) -> Any:
     try:
         return entrance.read_model(str(path))
     except RuntimeError as error:
-        raise BadInput(
-            f"OpenVINO does not take {path}: {_reason(error)}.",
-            hint="Check that it and its .bin are whole, or give an .onnx.",
-        ) from error
+        raise _refused(path, error) from error
 
 
-def _reason(error: Exception) -> str:
-    """The end of OpenVINO's message: the rest says where it was thrown."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        summary(RuntimeError(lines[-1] if lines else ""))
-        .removeprefix("RuntimeError: ")
-        .rstrip(".!")
+def _refused(path: str | Path, error: Exception) -> BadInput:
+    """OpenVINO's error by the end of its message: the rest says where it was thrown."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reason = one_line(lines[-1] if lines else "it does not say why", 160)
+    return BadInput(
+        f"OpenVINO does not take {path}: {reason.rstrip('.!')}.",
+        hint="Check that it and its .bin are whole, or give an .onnx.",
     )
 
 

@@ -28,7 +28,7 @@ def counts(path: str, inputs: Sequence[Tensor]) -> dict[str, Any]:
         if name == "Constant":
             real = op.get_element_type().is_real()
             params += prod(op.output(0).get_shape()) if real else 0
-        elif name in irgraphs.CONVS:
+        elif irgraphs.weight_of(op):
             _, _, own, *kernel = irgraphs.weight_of(op)
             macs[name] += prod(op.output(0).get_shape()) * own * prod(kernel)
         elif name == "MatMul":

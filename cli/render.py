@@ -45,7 +45,8 @@ def fusion(
     for note in report.notes:
         out.print(Text(f"Note: {note}", "yellow"))
     for row in document["outputs"]:
-        out.print(f"Wrote {row['path']} ({row['bytes'] / 1e6:.1f} MB)")
+        size = row["bytes"] + row.get("weights_bytes", 0)  # in a file beside it
+        out.print(f"Wrote {row['path']} ({size / 1e6:.1f} MB)")
     if document["outputs"] and loaded.card.weights["origin"] == "random":
         out.print(Text("The weights are random, and the file says so.", "yellow"))
 

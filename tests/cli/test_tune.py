@@ -169,7 +169,14 @@ def test_a_certificate_of_a_tuned_plan_holds(fastvit, folder, clock):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", '{"costs": 3}', '{"costs": {"add": "1"}}', '{"forms": {"a": 1}}', "{"],
+    [
+        "[]",
+        '{"costs": 3}',
+        '{"costs": {"add": "1"}}',
+        '{"forms": {"a": 1}}',
+        '{"kernels": "dense"}',
+        "{",
+    ],
 )
 def test_a_damaged_tuning_in_a_file_is_bad_input(text):
     weights = {"origin": "random", "seed": 0}
