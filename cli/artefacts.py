@@ -121,10 +121,17 @@ def _check_ir(path: Path, option: str) -> None:
         )
     weights = path.with_suffix(irgraphs.WEIGHTS)
     check_writable(weights, option)
-    if weights.exists() and not path.exists():
+    links = [str(it) for it in (path, weights) if it.is_symlink()]
+    if links:  # the two would be put into two folders, or under two names
+        raise BadInput(
+            f"{option} {path}: {links[0]} is a link, and OpenVINO looks for the "
+            "weights beside the graph.",
+            hint="Name the file that it points to.",
+        )
+    if weights.exists() and not irgraphs.is_graph(path):
         raise BadInput(
             f"{option} {path} comes with its weights in {weights.name}, and there is "
-            "such a file already, without an .xml that it belongs to.",
+            "such a file already, without an OpenVINO graph that it belongs to.",
             hint="Choose another name, or move that file away.",
         )
 

@@ -144,15 +144,20 @@ def check(
         certificate=certificate,
         replay=replay,
         repro=folder_for_files(repro, "--repro"),
-        junit=_file(junit, "--junit"),
-        sarif=_file(sarif, "--sarif"),
+        junit=_file(junit, "--junit", (reference, candidate)),
+        sarif=_file(sarif, "--sarif", (reference, candidate)),
     )
     _run(job, screen)
 
 
-def _file(text: str | None, option: str) -> Path | None:
+def _file(text: str | None, option: str, models: tuple[str, ...]) -> Path | None:
     if text is None:
         return None
+    if Path(text).resolve() in [Path(model).resolve() for model in models]:
+        raise BadInput(
+            f"{option} {text} would be written over a model that is compared.",
+            hint="Name another file.",
+        )
     check_writable(Path(text), option)
     return Path(text)
 

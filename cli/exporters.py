@@ -7,6 +7,7 @@ model computes; whoever called it removes the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -206,27 +207,30 @@ def write_ir(artefact: Artefact, path: Path) -> dict[str, Any]:
     """OpenVINO's .xml, its .bin beside it, checked in OpenVINO."""
     from fastvit_cli import irgraphs
 
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "model.onnx"
-        exported = export_onnx(artefact)
-        exported.save(source)
-        try:
+    exported = export_onnx(artefact)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "model.onnx"
+            exported.save(source)
             graph = irgraphs.core().read_model(source)
-        except RuntimeError as error:
-            raise JobFailed(
-                f"OpenVINO does not take the graph: {summary(error)}.",
-                hint="Write an .onnx, or a .pt2, which holds any operator.",
-            ) from error
-        if artefact.kernels:
-            graph = irgraphs.prefer_direct(graph, artefact.kernels)
+        here = irgraphs.kinds_in(graph)
+        kernels = tuple(kind for kind in here if kind in artefact.kernels)
+        if kernels:
+            graph = irgraphs.prefer_direct(graph, kernels)
         irgraphs.write(graph, path, artefact.card.to_metadata())
-    run = irgraphs.runner(irgraphs.read(path))
+        run = irgraphs.runner(irgraphs.read(path))
+    except BadInput as error:
+        raise JobFailed(str(error), hint="No file was written.") from error
+    except RuntimeError as error:
+        why = irgraphs.refused("the graph", error)
+        raise JobFailed(str(why), hint="Write an .onnx, or a .pt2.") from error
     check_same(artefact, as_module(artefact, run), "the graph in OpenVINO")
-    weights = path.with_suffix(irgraphs.WEIGHTS)
+    weights = path.with_suffix(irgraphs.WEIGHTS).read_bytes()
     return {
         "format": "openvino",
-        "kernels": list(artefact.kernels),
-        "weights_bytes": weights.stat().st_size,
+        "kernels": list(kernels),
+        "weights_bytes": len(weights),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
 
 

@@ -290,7 +290,8 @@ def _write(
         kernels=tuple(card.tuning.get("kernels", ())),
     )
     proofs = [job.certificate] if job.certificate else []
-    files = [*job.outputs, *artefacts.companions(job.outputs), *job.reports, *proofs]
+    # Weights are renamed before the graph that needs them.
+    files = [*artefacts.companions(job.outputs), *job.outputs, *job.reports, *proofs]
     with all_or_nothing(files) as temporary:
         places = dict(zip(files, temporary))
         for path in job.outputs:

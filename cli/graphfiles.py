@@ -123,7 +123,7 @@ def _inputs(
     for index, value in enumerate(values):
         sides = [side if _fixed([side]) else 1 for side in value.shape]
         if index == 0 and size is not None:
-            sides = [sides[0], *size]
+            sides = [*sides[:1], *size]
         noise = torch.randn(sides, generator=generator)
         inputs.append(noise.to(value.dtype))
     return inputs, assumed

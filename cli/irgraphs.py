@@ -40,7 +40,6 @@ DTYPES = {
     "f32": "float32",
     "f64": "float64",
     "f16": "float16",
-    "bf16": "bfloat16",
     "boolean": "bool",
     "u8": "uint8",
     **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
@@ -164,15 +163,26 @@ def load(text: str, options: ModelOptions) -> graphfiles.GraphFile:
             f"{options.device}.",
             hint="Use --device cpu.",
         )
+    for value in graph.outputs:
+        _dtype(text, value)
     values = [
-        graphfiles.Value(_sizes(value) or [], _dtype(text, value))
+        graphfiles.Value(_known_rank(text, value), _dtype(text, value))
         for value in graph.inputs
     ]
     try:
         run = runner(graph)
     except RuntimeError as error:
-        raise _refused(text, error) from error
+        raise refused(text, error) from error
     return graphfiles.described(text, "ir", options, values, _recorded(graph), run)
+
+
+def is_graph(path: Path) -> bool:
+    """Whether a file looks like one of OpenVINO: other programs write .xml too."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return "<net" in file.read(500)
+    except (OSError, ValueError):
+        return False
 
 
 def read(path: str | Path) -> Any:
@@ -197,10 +207,10 @@ def read(path: str | Path) -> Any:
     try:
         return entrance.read_model(str(path))
     except RuntimeError as error:
-        raise _refused(path, error) from error
+        raise refused(path, error) from error
 
 
-def _refused(path: str | Path, error: Exception) -> BadInput:
+def refused(path: str | Path, error: Exception) -> BadInput:
     """OpenVINO's error by the end of its message: the rest says where it was thrown."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = one_line(lines[-1] if lines else "it does not say why", 160)
@@ -226,9 +236,10 @@ def runner(graph: Any) -> Callable[..., list[Tensor]]:
             raise ValueError(f"it takes {len(declared)} inputs, not {len(inputs)}")
         for value, (sizes, dtype) in zip(inputs, declared):
             _check(value, sizes, dtype)
-        made.infer([value.detach().contiguous().numpy() for value in inputs])
+        made.infer([value.detach().cpu().contiguous().numpy() for value in inputs])
         # A copy each: the next call writes to the same memory.
-        return [torch.from_numpy(it.data.copy()) for it in made.output_tensors]
+        found = [torch.from_numpy(it.data.copy()) for it in made.output_tensors]
+        return [value.to(inputs[0].device) for value in found]
 
     return run
 
@@ -252,14 +263,24 @@ def _sizes(value: Any) -> list[int | None] | None:
     return [None if side.is_dynamic else side.get_length() for side in shape]
 
 
+def _known_rank(text: str, value: Any) -> list[int | None]:
+    sizes = _sizes(value)
+    if not sizes:
+        raise BadInput(
+            f"{text}: an input has no number of axes, so that none can be made.",
+            hint="Convert the model with the sizes of its inputs.",
+        )
+    return sizes
+
+
 def _dtype(text: str, value: Any) -> torch.dtype:
     import torch
 
     name = value.get_element_type().get_type_name()
     if name not in DTYPES:
         raise BadInput(
-            f"{text}: an input is of type {name}, not a tensor of numbers.",
-            hint="Graphs that take tensors can be run.",
+            f"{text}: an input or output is of type {name}, which cannot be run here.",
+            hint=f"Use one of {', '.join(DTYPES)}.",
         )
     return getattr(torch, DTYPES[name])
 

@@ -25,7 +25,9 @@ def counts(path: str, inputs: Sequence[Tensor]) -> dict[str, Any]:
     params = 0
     for op in graph.get_ordered_ops():
         name = op.get_type_name()
-        if name == "Constant":
+        if _open(op):  # its sizes follow from values
+            others[name] += 1
+        elif name == "Constant":
             real = op.get_element_type().is_real()
             params += prod(op.output(0).get_shape()) if real else 0
         elif irgraphs.weight_of(op):
@@ -44,3 +46,12 @@ def counts(path: str, inputs: Sequence[Tensor]) -> dict[str, Any]:
         "macs_by_operator": dict(macs),
         "uncounted": dict(others),
     }
+
+
+def _open(op: Any) -> bool:
+    """Whether an op reads or writes a value without sizes, or one of no axis."""
+    values = [*op.inputs(), *op.outputs()]
+    shapes = [value.get_partial_shape() for value in values]
+    if any(shape.is_dynamic for shape in shapes):
+        return True
+    return op.get_type_name() == "MatMul" and any(len(it) < 2 for it in shapes[:2])

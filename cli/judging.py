@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastvit_cli import graphfiles
 from fastvit_cli.errors import BadInput, summary
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def fused(loaded: Runner) -> Run:
 
     if loaded.model is None:
         raise BadInput(
-            f"--fuse cannot rewrite {loaded.name}, which is an ONNX graph.",
+            f"--fuse cannot rewrite {loaded.name}, which is "
+            f"{graphfiles.KINDS[loaded.form]}.",
             hint="Name the model that it was made from, or leave --fuse out.",
         )
     try:

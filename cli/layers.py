@@ -144,7 +144,7 @@ def survey(grids: Sequence[Grid], states: Mapping[str, Any], job: Any) -> Survey
 
 def _obstacle(subject: Subject, batch: int) -> str:
     if subject.model is None:
-        return "an ONNX graph runs whole in its runtime"
+        return "a graph of a runtime runs whole in it"
     fixed = not subject.dynamic_batch and batch != 1
     return "a fixed batch size" if fixed else "no one graph"
 

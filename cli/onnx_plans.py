@@ -6,7 +6,7 @@ those of the default plan, and forms of convs are timed: all are exported as one
 which is cut apart, because exporting has a price of its own that is paid once.
 
 OpenVINO can also be told which kernels to run convs with (`irgraphs`); every mix of
-kinds of convs is tried on the plan that has the best forms.
+kinds of convs is tried on the plans that are near the fastest.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Exports:
             file=str(self.files.get(key, "")),
         )
         self.files[key] = made.onnx
-        return made
+        return replace(made, file=str(made.onnx))  # written once, whoever asks again
 
 
 def candidates(task: Task, times: OpTimes, stage: Stage) -> Candidates:

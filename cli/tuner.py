@@ -138,11 +138,13 @@ def _chosen(
     if best is None:
         why = f"{task.setting.backend} does not run the default plan"
         return None, _unchanged(task, why)
+    rows = [{"plan": name, "ratio": ratio} for name, ratio in ratios.items()]
     if not finals:
-        return None, _unchanged(task, _no_other(task, found))
+        faster = "no other plan was faster"
+        why = faster if len(rows) > 1 else _no_other(task, found)
+        return None, {**_unchanged(task, why), "plans": rows}
     stage("confirm")
     plan, document = _confirm(runs, finals)
-    rows = [{"plan": name, "ratio": ratio} for name, ratio in ratios.items()]
     return plan, {**document, "plans": rows}
 
 
@@ -181,14 +183,14 @@ def _fastest(runs: Runs, others: list[Plan]) -> tuple[Plan | None, dict[str, flo
 
 def _in_best_kernels(
     runs: Runs, best: Plan, others: list[Plan], ratios: dict[str, float]
-) -> Plan:
-    """The fastest of the plans near the best, in any kernels.
+) -> Plan | None:
+    """The fastest of the plans near the best, in any kernels; None if none runs.
 
     With other kernels another plan may be the fastest: those for blocks of channels
     have no cheap way to interleave them. `ratios` gets what was timed.
     """
     if best.name not in runs.of((best,)):
-        return best
+        return None
     limit = NEAR[0] * ratios.get(best.name, 1.0)
     near = [p for p in (runs.default, *others) if ratios.get(p.name, math.inf) <= limit]
     near = sorted(near, key=lambda plan: ratios[plan.name])[: NEAR[1]] or [best]

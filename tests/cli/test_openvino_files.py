@@ -182,6 +182,30 @@ def test_kernels_that_compute_something_else_are_left_out(
     }
 
 
+def test_plans_that_were_timed_are_told_where_none_is_faster(fastvit, clock, on_x86):
+    clock(lambda key: 1.0, lambda name: 1.0 if name == "default" else 1.2)
+    found, _ = tune(fastvit, *IN_OPENVINO)
+    assert (found["kept"], found["why"]) == ("default", "no other plan was faster")
+    assert any("direct kernels" in row["plan"] for row in found["plans"])
+
+
+def test_each_plan_is_exported_once(fastvit, clock, monkeypatch, on_x86):
+    from fastvit_cli import exporters
+
+    made: list[str] = []
+    real = exporters.export_onnx
+
+    def export(artefact):
+        made.append(str(artefact.model))
+        return real(artefact)
+
+    monkeypatch.setattr(exporters, "export_onnx", export)
+    clock(lambda key: 1.0, lambda name: 1.0)
+    found, _ = tune(fastvit, *IN_OPENVINO)
+    assert len(found["plans"]) > 4
+    assert len(made) == len(set(made))
+
+
 def test_other_runtimes_have_no_such_kernels(fastvit, clock, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("fastvit_cli.onnx_plans.in_kernels", None)
@@ -230,7 +254,7 @@ def written(fastvit, kinds) -> str:
     return kinds
 
 
-def test_a_file_is_checked_evaluated_and_profiled(fastvit, written):
+def test_a_file_is_checked_and_profiled(fastvit, written):
     result = fastvit("check", written, "n.xml", "--json", "-")
     assert result.code == 0, result.err
     assert json.loads(result.out)["origin"] is None
@@ -316,6 +340,25 @@ def test_its_weights_overwrite_nobodys_file(fastvit, kinds, folder):
     result = fastvit("fuse", kinds, "-o", "a.xml", "--report", "a.json", "--json", "-")
     assert result.code == 0, result.err
     assert fastvit("fuse", kinds, "-o", "a.xml").code == 0  # its own, written again
+
+
+def test_an_xml_of_another_program_owns_no_weights(fastvit, kinds, folder):
+    (folder / "n.xml").write_text("<testsuites/>", encoding="utf-8")
+    (folder / "n.bin").write_bytes(b"mine")
+    assert fastvit("fuse", kinds, "-o", "n.xml").code == 2
+    assert (folder / "n.bin").read_bytes() == b"mine"
+    (folder / "elsewhere.bin").write_bytes(b"mine")
+    (folder / "m.bin").symlink_to(folder / "elsewhere.bin")
+    result = fastvit("fuse", kinds, "-o", "m.xml")
+    assert result.code == 2 and "m.bin is a link" in result.error
+    assert (folder / "elsewhere.bin").read_bytes() == b"mine"
+
+
+def test_a_report_is_not_written_over_the_graph(fastvit, written, folder):
+    before = (folder / "n.xml").read_bytes()
+    result = fastvit("check", written, "n.xml", "--junit", "n.xml")
+    assert result.code == 2 and "over a model that is compared" in result.error
+    assert (folder / "n.xml").read_bytes() == before
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_written(
