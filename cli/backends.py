@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastvit_cli import irgraphs
 from fastvit_cli.card import Card
 
 if TYPE_CHECKING:
@@ -164,8 +165,6 @@ def openvino(subject: Subject, inputs: Inputs) -> Runner:
 
     Where the subject asks for kernels, the file is one of OpenVINO's own.
     """
-    from fastvit_cli import irgraphs
-
     graph = irgraphs.core().read_model(subject.onnx)
     if subject.kernels:
         graph = irgraphs.prefer_direct(graph, subject.kernels)
@@ -240,7 +239,7 @@ BACKENDS: dict[str, Backend] = {
         ("cpu",),
         ".onnx",
         False,
-        _needs("openvino", "pip install openvino"),
+        _needs("openvino", irgraphs.MISSING),
         "openvino.compile_model(FILE, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})",
     ),
 }
@@ -253,7 +252,7 @@ def load_runtime(name: str) -> None:
     elif name == "onnxruntime":
         importlib.import_module("onnxruntime")
     elif name == "openvino":
-        importlib.import_module("fastvit_cli.irgraphs").core()
+        irgraphs.core()
 
 
 # Where plans can be tuned; what else runs torch takes the plan of eager.

@@ -31,18 +31,13 @@ AXES = {0: "batch", 2: "height", 3: "width"}
 
 @dataclass(frozen=True)
 class Artefact:
-    """What is to be written: a model with example inputs and its card.
-
-    Attributes:
-        kernels: kinds of convs that OpenVINO is to run in its direct kernels.
-    """
+    """What is to be written: a model with example inputs and its card."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
     card: Card
     dynamic_batch: bool = True
     dynamic_size: bool = False
-    kernels: tuple[str, ...] = ()
 
     @cached_property
     def program(self) -> ExportedProgram:
@@ -64,6 +59,15 @@ class Artefact:
             if not self.dynamic_size:
                 raise JobFailed(reason) from error
             raise BadInput(reason, hint=STATIC_HINT) from error
+
+    @cached_property
+    def exported(self) -> Any:
+        """The model as an ONNX program of torch, made once for all writers.
+
+        Raises:
+            JobFailed, BadInput: see `export_onnx`.
+        """
+        return export_onnx(self)
 
     @cached_property
     def samples(self) -> list[tuple[Tensor, ...]]:
@@ -180,7 +184,7 @@ def export_onnx(artefact: Artefact) -> Any:
 
 def write_onnx(artefact: Artefact, path: Path) -> dict[str, Any]:
     """An ONNX graph in one file, checked in onnxruntime."""
-    exported = export_onnx(artefact)
+    exported = artefact.exported
     exported.save(path)
     check_same(artefact, onnx_runner(artefact, path), "the ONNX graph in onnxruntime")
     return {"format": "onnx", "opset": exported.model.opset_imports[""]}
@@ -207,16 +211,15 @@ def write_ir(artefact: Artefact, path: Path) -> dict[str, Any]:
     """OpenVINO's .xml, its .bin beside it, checked in OpenVINO."""
     from fastvit_cli import irgraphs
 
-    exported = export_onnx(artefact)
+    exported, told = artefact.exported, artefact.card.tuning.get("kernels", ())
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "model.onnx"
             exported.save(source)
             graph = irgraphs.core().read_model(source)
         here = irgraphs.kinds_in(graph)
-        kernels = tuple(kind for kind in here if kind in artefact.kernels)
-        if kernels:
-            graph = irgraphs.prefer_direct(graph, kernels)
+        kernels = [kind for kind in here if kind in told]
+        irgraphs.mark(graph, kernels)
         irgraphs.write(graph, path, artefact.card.to_metadata())
         run = irgraphs.runner(irgraphs.read(path))
     except BadInput as error:
@@ -228,7 +231,7 @@ def write_ir(artefact: Artefact, path: Path) -> dict[str, Any]:
     weights = path.with_suffix(irgraphs.WEIGHTS).read_bytes()
     return {
         "format": "openvino",
-        "kernels": list(kernels),
+        "kernels": kernels,
         "weights_bytes": len(weights),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }

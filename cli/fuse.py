@@ -280,14 +280,13 @@ def _write(
     Raises:
         JobFailed, BadInput: see `artefacts.write`.
     """
-    result, card = fused.result, fused.card(loaded, job.capture)
+    result = fused.result
     artefact = artefacts.Artefact(
         model=result.model,
         inputs=loaded.inputs,
-        card=card,
+        card=fused.card(loaded, job.capture),
         dynamic_batch=loaded.dynamic_batch,
         dynamic_size=job.dynamic_size,
-        kernels=tuple(card.tuning.get("kernels", ())),
     )
     proofs = [job.certificate] if job.certificate else []
     # Weights are renamed before the graph that needs them.

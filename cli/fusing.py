@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastvit_cli import backends, tuner
+from fastvit_cli import artefacts, backends, tuner
 from fastvit_cli.console import Stage
 from fastvit_cli.errors import BadInput, JobFailed
 from fastvit_cli.measured import Setting
@@ -92,7 +92,7 @@ def tune(job: Job, loaded: Loaded, stage: Stage) -> tuner.Tuned:
         job.capture,
         dynamic_batch=dynamic,
         in_order=job.certificate is not None,
-        kernels=not job.outputs or any(it.suffix == ".xml" for it in job.outputs),
+        kernels=not job.outputs or bool(artefacts.companions(job.outputs)),
     )
     try:
         return tuner.tune(task, stage)

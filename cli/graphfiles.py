@@ -103,6 +103,15 @@ def described(
     )
 
 
+def fits(expected: Sequence[Sequence[int | None]], inputs: Sequence[Tensor]) -> bool:
+    """Whether inputs have the sizes that are declared, None where an axis is free."""
+    return all(
+        len(sizes) == value.dim()
+        and all(own in (None, size) for own, size in zip(sizes, value.shape))
+        for sizes, value in zip(expected, inputs)
+    )
+
+
 def _fixed(sizes: Sequence[Any]) -> bool:
     return all(isinstance(size, int) and size > 0 for size in sizes)
 

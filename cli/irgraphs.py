@@ -115,14 +115,19 @@ def weight_of(op: Any) -> tuple[int, ...]:
     return sizes if name == "GroupConvolution" else (1, *sizes)
 
 
+def mark(graph: Any, kinds: Iterable[str]) -> None:
+    """Have convs of some kinds ask for direct kernels, once they come from a file."""
+    for op in graph.get_ops():
+        if kind_of(op) in kinds:
+            op.get_rt_info()[PRIORITY] = DIRECT
+
+
 def prefer_direct(graph: Any, kinds: Iterable[str]) -> Any:
     """A graph whose convs of some kinds ask for direct kernels.
 
     OpenVINO takes that from a file only, so that the graph goes through one.
     """
-    for op in graph.get_ops():
-        if kind_of(op) in kinds:
-            op.get_rt_info()[PRIORITY] = DIRECT
+    mark(graph, kinds)
     with tempfile.TemporaryDirectory(
         prefix="fastvit-ir-", ignore_cleanup_errors=True
     ) as folder:
@@ -245,11 +250,8 @@ def runner(graph: Any) -> Callable[..., list[Tensor]]:
 
 
 def _check(value: Tensor, sizes: list[int | None] | None, dtype: torch.dtype) -> None:
-    fits = sizes is None or (
-        len(sizes) == value.dim()
-        and all(own in (None, size) for own, size in zip(sizes, value.shape))
-    )
-    if not fits or value.dtype != dtype:
+    fit = sizes is None or graphfiles.fits([sizes], [value])
+    if not fit or value.dtype != dtype:
         wanted = "any" if sizes is None else "x".join(str(it or "?") for it in sizes)
         shape = "x".join(map(str, value.shape))
         raise ValueError(f"it takes {wanted} in {dtype}, not {shape} in {value.dtype}")

@@ -79,11 +79,11 @@ class Runner:
 
     def takes(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether the sizes are among those that a program or graph was written for."""
-        return self.declared is None or _fits(self.declared, inputs)
+        return self.declared is None or graphfiles.fits(self.declared, inputs)
 
     def may_refuse(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether the model was captured at other sizes, and may not run at these."""
-        return self.captured is not None and not _fits(self.captured, inputs)
+        return self.captured is not None and not graphfiles.fits(self.captured, inputs)
 
     def in_dtype(self, dtype: torch.dtype) -> Runner | None:
         """A copy that computes in another dtype; None where that cannot be run.
@@ -154,14 +154,6 @@ def as_module(model: Any) -> nn.Module:
 def cast(inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The inputs with those in floating point in another dtype."""
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in inputs)
-
-
-def _fits(expected: Sizes, inputs: tuple[Tensor, ...]) -> bool:
-    return all(
-        len(sizes) == value.dim()
-        and all(own in (None, size) for own, size in zip(sizes, value.shape))
-        for sizes, value in zip(expected, inputs)
-    )
 
 
 def _declared(program: ExportedProgram) -> Sizes:
